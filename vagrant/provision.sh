@@ -1,0 +1,242 @@
+#!/bin/sh
+# Sets a bare Debian 12 or Ubuntu 24.04 up for lowsuper, as root, from a checkout:
+#
+#   sh vagrant/provision.sh run [ARGUMENT...]   set up, then run lowsuper in the foreground: with
+#                                               lowsuper/examples/quickstart.ini, or as told
+#   sh vagrant/provision.sh test [ARGUMENT...]  set up, then run every check and all tests, or
+#                                               only pytest with the arguments
+#   sh vagrant/provision.sh setup               set up for both, run nothing
+#   sh vagrant/provision.sh install             install into /opt/lowsuper, and the command as
+#                                               /usr/local/bin/lowsuper; the checkout can go then
+#
+# What is there already is left alone: a second run installs nothing and needs no network. The
+# Debian packages' own memcached and Redis services are neither started nor enabled. Variables:
+# PYTHON, the interpreter (default python3), and LOWSUPER_VENV, the virtual environment (default
+# .venv in the checkout).
+
+set -eu
+
+build_packages='gcc libc6-dev libcap-dev'  # libcap-dev: python-prctl is compiled against it
+example_packages='memcached redis-server'
+test_packages='procps strace'
+services='memcached redis-server'
+
+root=$(cd "$(dirname "$0")/.." && pwd -P)
+venv=${LOWSUPER_VENV:-$root/.venv}
+python=${PYTHON:-python3}
+policy=/usr/sbin/policy-rc.d
+policy_mark='made by lowsuper/vagrant/provision.sh'
+log=
+
+say() {
+  printf 'provision: %s\n' "$*" >&2
+}
+
+die() {
+  say "$*"
+  exit 1
+}
+
+# Remove what must not outlast the script; called by hand before an exec, which runs no trap.
+clean_up() {
+  [ -z "$log" ] || rm -f "$log"
+  log=
+  if grep -qs "$policy_mark" "$policy"; then rm -f "$policy"; fi
+}
+
+# run_step WHAT ADVICE COMMAND...: run quietly; if it fails, show the end of its output, what
+# failed, and what to do.
+run_step() {
+  what=$1 advice=$2
+  shift 2
+  say "$what"
+  "$@" >"$log" 2>&1 </dev/null && return
+  status=$?
+  tail -n 40 "$log" >&2
+  die "failed with status $status: $what; $advice"
+}
+
+# Print what identifies the interpreter $1: version, and the real program behind environments.
+identify_python() {
+  "$1" -c 'import os, sys; print(sys.version, os.path.realpath(sys.executable))' 2>/dev/null
+}
+
+require_python() {
+  command -v "$python" >/dev/null ||
+    die "there is no $python: apt-get install python3, or name one with PYTHON=/path/to/python3"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$python is $("$python" -V 2>&1), lowsuper needs 3.11 or later:" \
+      "name another with PYTHON=/path/to/python3"
+  # Debian splits its own Python into packages; any other one has to be complete.
+  if [ "$("$python" -c 'import sys; print(sys.base_prefix)')" = /usr ]; then
+    build_packages="$build_packages python3-dev python3-venv"
+    return
+  fi
+  "$python" -c 'import os, sys, sysconfig, ensurepip, venv
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null ||
+    die "$python lacks the modules venv and ensurepip or the header Python.h:" \
+      "install its development files, or name another with PYTHON=/usr/bin/python3"
+}
+
+# Print those of the Debian packages named that are not installed.
+list_missing() {
+  command -v dpkg-query >/dev/null ||
+    die 'this is neither Debian nor Ubuntu: install a C compiler and the headers of libc, libcap' \
+      'and Python, then "python3 -m venv .venv && .venv/bin/pip install ."'
+  installed=" $(dpkg-query -W -f '${Package}=${db:Status-Status} ' "$@" 2>/dev/null || :)"
+  for package; do
+    case $installed in
+    *" $package=installed "*) ;;
+    *) printf '%s ' "$package" ;;
+    esac
+  done
+}
+
+run_apt() {
+  apt-get -qq -o DPkg::Lock::Timeout=300 "$@"
+}
+
+install_packages() {
+  missing=$(list_missing "$@")
+  [ -n "$missing" ] || return 0
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\n# %s: starts no service while packages are installed.\nexit 101\n' \
+      "$policy_mark" >"$policy"
+    chmod 755 "$policy"
+  fi
+  export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+  run_step 'reading the lists of Debian packages' \
+    'check the network and /etc/apt/sources.list, then run this again' run_apt update
+  # shellcheck disable=SC2086
+  run_step "installing Debian packages: $missing" \
+    "try \"apt-get install $missing\" by hand" run_apt install --no-install-recommends $missing
+  unset DEBIAN_FRONTEND NEEDRESTART_SUSPEND
+  # Only what was not there before has its service switched off.
+  for service in $services; do
+    case " $missing" in
+    *" $service "*)
+      run_step "leaving the service $service switched off" \
+        "try \"update-rc.d $service disable\" by hand" update-rc.d "$service" disable
+      ;;
+    esac
+  done
+  clean_up
+  open_log
+}
+
+open_log() {
+  log=$(mktemp "${TMPDIR:-/tmp}/lowsuper-provision.XXXXXX")
+}
+
+# make_venv DIRECTORY: with the chosen interpreter; one of another interpreter is made anew.
+make_venv() {
+  if [ -e "$1/bin/python" ] &&
+    [ "$(identify_python "$1/bin/python")" = "$(identify_python "$python")" ]; then
+    return
+  fi
+  clear=
+  [ ! -e "$1/pyvenv.cfg" ] || clear=--clear
+  # shellcheck disable=SC2086
+  run_step "making the virtual environment $1" \
+    "remove $1 and run this again" "$python" -m venv $clear "$1"
+}
+
+pip_install() {
+  "$1/bin/python" -m pip --disable-pip-version-check --no-input install "$2" "$3"
+}
+
+# Print a digest of all that the installed extension and environment depend on.
+digest_inputs() {
+  {
+    identify_python "$python"
+    uname -m
+    printf '%s\n' "$root"
+    cat "$root/pyproject.toml"
+    find "$root/csrc" -type f | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat
+  } | sha256sum
+}
+
+# set_up LEVEL: `run` or `test`; an environment that was set up for tests is good for both. It
+# is an editable install, so that both always run what is in the checkout.
+set_up() {
+  stamp=$venv/lowsuper-stamp
+  digest=$(digest_inputs)
+  if [ -e "$stamp" ]; then
+    case $1,$(cat "$stamp") in
+    "$1,$1 $digest" | "run,test $digest") return ;;
+    esac
+  fi
+  make_venv "$venv"
+  rm -f "$stamp"
+  what=$root
+  [ "$1" = run ] || what="${root}[test]"
+  run_step "installing lowsuper into $venv" \
+    'see the lines above; without a network, install once with it' \
+    pip_install "$venv" --editable "$what"
+  printf '%s %s\n' "$1" "$digest" >"$stamp"
+}
+
+install_lowsuper() {
+  make_venv /opt/lowsuper
+  run_step 'installing lowsuper into /opt/lowsuper' \
+    'see the lines above' pip_install /opt/lowsuper --upgrade "$root"
+  link=/usr/local/bin/lowsuper
+  if [ -e "$link" ] && [ "$(readlink "$link")" != /opt/lowsuper/bin/lowsuper ]; then
+    say "$link is something else and stays as it is: the command is /opt/lowsuper/bin/lowsuper"
+  else
+    mkdir -p "${link%/*}"
+    ln -sf /opt/lowsuper/bin/lowsuper "$link"
+    say "installed: $link"
+  fi
+}
+
+command=${1:-}
+[ $# -eq 0 ] || shift
+case $command in
+run | test | setup | install) ;;
+*)
+  sed -n 's/^# \{0,1\}//; 2,/^$/p' "$0" >&2
+  exit 2
+  ;;
+esac
+[ "$(id -u)" -eq 0 ] || die "this has to run as root: sudo sh $0 $command"
+
+trap clean_up EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+clean_up
+open_log
+require_python
+
+# shellcheck disable=SC2086
+case $command in
+run)
+  install_packages $build_packages $example_packages
+  set_up run
+  clean_up
+  [ $# -gt 0 ] || set -- "$root/lowsuper/examples/quickstart.ini"
+  exec "$venv/bin/lowsuper" "$@"
+  ;;
+test)
+  install_packages $build_packages $example_packages $test_packages
+  set_up test
+  clean_up
+  cd "$root"
+  if [ $# -eq 0 ]; then
+    "$venv/bin/python" -m ruff check . || die 'ruff has something to say'
+    "$venv/bin/python" -m ruff format --check . || die 'ruff would format: run "ruff format ."'
+    "$venv/bin/python" -m mypy --strict lowsuper || die 'mypy has something to say'
+    set -- --numprocesses auto
+  fi
+  exec "$venv/bin/python" -m pytest "$@"
+  ;;
+setup)
+  install_packages $build_packages $example_packages $test_packages
+  set_up test
+  ;;
+install)
+  install_packages $build_packages
+  install_lowsuper
+  ;;
+esac
