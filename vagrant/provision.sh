@@ -195,7 +195,7 @@ command=${1:-}
 case $command in
 run | test | setup | install) ;;
 *)
-  sed -n 's/^# \{0,1\}//; 2,/^$/p' "$0" >&2
+  sed -n '2,/^[^#]*$/s/^# \{0,1\}//p' "$0" >&2
   exit 2
   ;;
 esac
