@@ -1,0 +1,489 @@
+"""The vocabulary between the two machines, the shell and the kernel: plain values, no behaviour.
+
+Events go into a machine, actions come out of it. Events and actions that belong to one life of
+a daemon carry its run: what is late for an earlier run changes nothing. Notes are what the
+operator is told; `report` has their wording.
+"""
+
+from __future__ import annotations
+
+from lowsuper.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lowsuper.units import Ns, RunId
+
+# What happens to one daemon.
+
+
+class Start(Record):
+    """It shall run."""
+
+
+class Stop(Record):
+    """It shall be stopped, gracefully, with SIGKILL at its deadline."""
+
+
+class Reload(Record):
+    """It shall be stopped with its reload signal; the master starts its next instance."""
+
+
+class Kill(Record):
+    """It shall be ended at once, with everything that belongs to it."""
+
+
+class Touched(Record):
+    """One of its touch files changed: restart it."""
+
+    path: str
+
+
+class Timer(Record):
+    """The daemon's timer went off."""
+
+    run: RunId
+
+
+class ExecOk(Record):
+    """The program runs: every step of the helper succeeded, execve included."""
+
+    run: RunId
+    pid: int  # of the program, as seen by the master
+    uid: int
+    gid: int
+    rung: str  # of the kill domain: "pidns", "cgroup", "shim", "process"
+
+
+class SpawnFailed(Record):
+    """The program does not run: clone or a step of the helper failed.
+
+    An `Exited` of the same run follows only where something was cloned; `cloned` says so.
+    """
+
+    run: RunId
+    step: str  # "clone", "chdir", ...; "" when the helper died without a word
+    errno: int
+    subject: str  # what the step was about: a path, a user id
+    cloned: bool
+
+
+class Exited(Record):
+    """The daemon's own process has ended."""
+
+    run: RunId
+    status: int  # as wait(2) gives it
+    left: bool  # other processes of the daemon are still there; `Emptied` follows
+
+
+class Emptied(Record):
+    """The last process of the daemon is gone."""
+
+    run: RunId
+
+
+DaemonEvent = (
+    Start | Stop | Reload | Kill | Touched | Timer | ExecOk | SpawnFailed | Exited | Emptied
+)
+
+# What one daemon asks for.
+
+
+class Spawn(Record):
+    """Start the program; answers with ExecOk or SpawnFailed, and later with Exited."""
+
+    run: RunId
+
+
+class Signal(Record):
+    """Send a signal to the daemon's process and its process group; once that has ended, to all
+    that is left of it.
+    """
+
+    run: RunId
+    signal: int
+
+
+class KillDomain(Record):
+    """SIGKILL everything that belongs to the daemon."""
+
+    run: RunId
+
+
+class SetTimer(Record):
+    """Set the daemon's only timer."""
+
+    run: RunId
+    at: Ns
+
+
+class CancelTimer(Record):
+    """The daemon's timer, if any, is not needed any more."""
+
+
+class Settled(Record):
+    """Tell the master machine that the daemon is ready, or that its first attempt failed."""
+
+    ok: bool
+    first: bool  # this is the outcome of the first attempt after a Start
+
+
+class WentDown(Record):
+    """Tell the master machine that nothing of the daemon is left, and nothing will come back."""
+
+    abandoned: bool = False  # not even SIGKILL ended it
+
+
+class ControlEnded(Record):
+    """Tell the master machine that a control daemon has ended for good."""
+
+    status: int
+
+
+class Say(Record):
+    """Tell the operator."""
+
+    note: Note
+
+
+DaemonAction = (
+    Spawn
+    | Signal
+    | KillDomain
+    | SetTimer
+    | CancelTimer
+    | Settled
+    | WentDown
+    | ControlEnded
+    | Say
+)
+
+# What happens to the master.
+
+
+class Boot(Record):
+    """The configuration is read and checked: begin."""
+
+
+class Signalled(Record):
+    """A signal arrived."""
+
+    signal: int
+
+
+class FifoByte(Record):
+    """One command byte came through the master FIFO, as one character."""
+
+    command: str
+
+
+class ReloadTouched(Record):
+    """A touch-reload file changed."""
+
+    path: str
+
+
+class Loaded(Record):
+    """The files were read again and are good; the new configuration is in place."""
+
+
+class LoadRefused(Record):
+    """The files were read again and are bad; the operator was told, nothing has changed."""
+
+
+class HookEnded(Record):
+    """A hook's command has ended."""
+
+    index: int  # into MasterSpec.hooks
+    status: int  # as wait(2) gives it; -1: it could not be started, which was said
+
+
+class DaemonSettled(Record):
+    """A daemon is ready, or its first attempt failed."""
+
+    name: str
+    ok: bool
+    first: bool
+
+
+class DaemonDown(Record):
+    """Nothing of a daemon is left."""
+
+    name: str
+    abandoned: bool = False
+
+
+class DaemonEnded(Record):
+    """A control daemon has ended."""
+
+    name: str
+    status: int
+
+
+MasterEvent = (
+    Boot
+    | Signalled
+    | FifoByte
+    | ReloadTouched
+    | Loaded
+    | LoadRefused
+    | HookEnded
+    | DaemonSettled
+    | DaemonDown
+    | DaemonEnded
+)
+
+# What the master machine asks for.
+
+
+class Tell(Record):
+    """Hand an event to one daemon; a Start makes it take its place from the configuration."""
+
+    name: str
+    event: DaemonEvent
+
+
+class TellAll(Record):
+    """Hand an event to every daemon there is, last started first."""
+
+    event: DaemonEvent
+
+
+class Forget(Record):
+    """Drop a daemon that is down and not in the configuration any more."""
+
+    name: str
+
+
+class RunHook(Record):
+    """Run one hook; answers with HookEnded."""
+
+    index: int
+
+
+class KillHook(Record):
+    """SIGKILL the running hook; HookEnded follows."""
+
+
+class LoadConfig(Record):
+    """Read the files again; answers with Loaded or LoadRefused."""
+
+
+class WritePidfiles(Record):
+    """Write the pidfiles: those for before (or after) the drop of privileges."""
+
+    dropped: bool
+
+
+class DropPrivileges(Record):
+    """Become the configured user for good; a failure ends the program."""
+
+
+class ReopenLogs(Record):
+    """Open the log file again; with `rotate`, move the old one aside first."""
+
+    rotate: bool
+
+
+class SelectFifo(Record):
+    """Listen to another master FIFO."""
+
+    slot: int
+
+
+class SayStats(Record):
+    """Tell the operator the state of every daemon."""
+
+
+class Announce(Record):
+    """Tell whoever waits for it that every daemon was started once."""
+
+
+class Finish(Record):
+    """Clean up and end with this exit code."""
+
+    code: int
+
+
+class SayMaster(Record):
+    """Tell the operator."""
+
+    note: Note
+
+
+MasterAction = (
+    Tell
+    | TellAll
+    | Forget
+    | RunHook
+    | KillHook
+    | LoadConfig
+    | WritePidfiles
+    | DropPrivileges
+    | ReopenLogs
+    | SelectFifo
+    | SayStats
+    | Announce
+    | Finish
+    | SayMaster
+)
+
+# What the operator is told. `name` is the daemon's.
+
+
+class DaemonStarted(Record):
+    """A program runs."""
+
+    name: str
+    pid: int
+    uid: int
+    gid: int
+    rung: str
+
+
+class DaemonNotStarted(Record):
+    """A program could not be run."""
+
+    name: str
+    step: str
+    errno: int
+    subject: str
+    retry: Ns | None  # None: it shall not run any more
+
+
+class DaemonDied(Record):
+    """A daemon ended by itself."""
+
+    name: str
+    pid: int
+    status: int
+    age: Ns
+    left: bool  # processes of it are still there and are ended first
+    retry: Ns | None  # the pause before the next start; None: there will be none
+    control: bool  # the master ends with it
+
+
+class DaemonEnding(Record):
+    """A daemon was asked to end."""
+
+    name: str
+    pid: int
+    signal: int
+    patience: Ns
+    why: str  # "stop", "reload", "touch PATH"
+
+
+class DaemonKilled(Record):
+    """A daemon was killed with all that belongs to it."""
+
+    name: str
+    pid: int
+    waited: Ns  # since it was asked to end; 0: it was not asked
+
+
+class DaemonGone(Record):
+    """Nothing of a daemon that was asked to end is left."""
+
+    name: str
+    pid: int
+    status: int | None  # None: unknown
+    took: Ns
+
+
+class DaemonStuck(Record):
+    """A daemon is still there long after SIGKILL."""
+
+    name: str
+    pid: int
+    waited: Ns
+    abandoned: bool
+
+
+class DaemonSlow(Record):
+    """A helper has not reached execve for a long time."""
+
+    name: str
+    waited: Ns
+
+
+class HookRuns(Record):
+    """A hook was started."""
+
+    phase: str
+    command: str
+
+
+class HookFailed(Record):
+    """A hook ended with another status than 0."""
+
+    phase: str
+    command: str
+    status: int
+    fatal: bool
+
+
+class AllStarted(Record):
+    """Every daemon was started once."""
+
+    count: int
+    failed: int
+    took: Ns
+
+
+class MasterStops(Record):
+    """The master stops."""
+
+    why: str
+    count: int  # daemons that are asked to end
+
+
+class MasterKills(Record):
+    """The master was asked a second time to stop, and does not wait any more."""
+
+    why: str
+
+
+class MasterReloads(Record):
+    """A reload begins."""
+
+    why: str
+    brutal: bool
+
+
+class MasterReloaded(Record):
+    """Every daemon of the new configuration was started once."""
+
+    took: Ns
+
+
+class MasterIgnores(Record):
+    """Something was asked that cannot be done now, or means nothing here."""
+
+    what: str
+    reason: str
+
+
+class MasterEnds(Record):
+    """The last line."""
+
+    code: int
+
+
+Note = (
+    DaemonStarted
+    | DaemonNotStarted
+    | DaemonDied
+    | DaemonEnding
+    | DaemonKilled
+    | DaemonGone
+    | DaemonStuck
+    | DaemonSlow
+    | HookRuns
+    | HookFailed
+    | AllStarted
+    | MasterStops
+    | MasterKills
+    | MasterReloads
+    | MasterReloaded
+    | MasterIgnores
+    | MasterEnds
+)

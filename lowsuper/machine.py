@@ -1,0 +1,413 @@
+"""The daemon machine: what one daemon does next.
+
+`step` is total and pure: given the specification, the state, an event and the time it returns the
+new state and the actions, and nothing else decides. Rule 1: no clock, no I/O, no configuration
+text. Rule 2: an event that carries another run than the state's changes nothing. Rule 3: a
+daemon has at most one timer, and none when it is down.
+
+        Start            ExecOk              Exited, nothing left
+  Down -------> Starting -------> Up ------------------------------> Backoff (or at once Starting)
+   ^               |  SpawnFailed  \\ Stop, Reload, Touched,             | Timer
+   |               |                \\ Exited with something left        v
+   |               v                 v                              Starting
+   +----------- Broken           Stopping ---- deadline: SIGKILL, then Stuck is said
+   |  Exited       |                 | Exited and Emptied
+   +---------------+-----------------+--- then: down, or restart as after a crash
+"""
+
+from __future__ import annotations
+
+from lowsuper.backoff import count_spawns, pause_before_start
+from lowsuper.errors import assert_never
+from lowsuper.events import (
+    CancelTimer,
+    ControlEnded,
+    DaemonDied,
+    DaemonEnding,
+    DaemonGone,
+    DaemonKilled,
+    DaemonNotStarted,
+    DaemonSlow,
+    DaemonStarted,
+    DaemonStuck,
+    Emptied,
+    ExecOk,
+    Exited,
+    Kill,
+    KillDomain,
+    Reload,
+    Say,
+    SetTimer,
+    Settled,
+    Signal,
+    Spawn,
+    SpawnFailed,
+    Start,
+    Stop,
+    Timer,
+    Touched,
+    WentDown,
+)
+from lowsuper.record import Record
+from lowsuper.units import SECOND, Ns, RunId
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lowsuper.events import DaemonAction, DaemonEvent
+    from lowsuper.model import DaemonSpec
+
+STATE_VERSION = 1
+"""Raised whenever a state class changes, for a master that takes over a stored state."""
+
+SLOW_START = 10 * SECOND  # a helper that has not reached execve by then is mentioned
+STUCK = 10 * SECOND  # what lives this long after SIGKILL is mentioned, or abandoned
+
+DOWN, AGAIN, CRASHED = "down", "again", "crashed"
+"""What follows a Stopping: nothing, a start at once, or a start under the throttle."""
+
+
+class Down(Record):
+    """No process of it exists and none is wanted."""
+
+    run: RunId = 0  # the last one
+
+
+class Starting(Record):
+    """Cloned; whether the program could be executed is not known yet."""
+
+    run: RunId
+    since: Ns
+    spawns: int  # starts since it last ran stably, this one included
+    first: bool = False  # the first after a Start: its outcome is told to the master machine
+
+
+class Broken(Record):
+    """A step failed; the helper's exit has not been seen yet."""
+
+    run: RunId
+    since: Ns
+    spawns: int
+    failure: SpawnFailed
+    wanted: bool  # it shall be tried again
+
+
+class Up(Record):
+    """The program runs."""
+
+    run: RunId
+    since: Ns
+    spawns: int
+    pid: int
+    ready: bool = True
+
+
+class Stopping(Record):
+    """It was asked to end, or its own process has ended and others of it have not."""
+
+    run: RunId
+    since: Ns  # when the ending began
+    born: Ns
+    spawns: int
+    pid: int  # 0: it never ran
+    then: str  # DOWN, AGAIN or CRASHED
+    main_gone: bool = False
+    status: int | None = None  # of the daemon's own process, once it is gone
+    killed: bool = False
+    said_stuck: bool = False
+
+
+class Backoff(Record):
+    """Nothing of it is left; it starts again at `until`."""
+
+    run: RunId
+    spawns: int
+    until: Ns
+
+
+State = Down | Starting | Broken | Up | Stopping | Backoff
+STATES: tuple[type[Record], ...] = (Down, Starting, Broken, Up, Stopping, Backoff, SpawnFailed)
+
+if TYPE_CHECKING:
+    Result = tuple[State, tuple[DaemonAction, ...]]
+
+
+def step(spec: DaemonSpec, state: State, event: DaemonEvent, now: Ns) -> Result:
+    """Return the new state and what is to be done, in order.
+
+    Args:
+        spec: the daemon as it was when it was last started; `stop_timeout` must be filled in.
+        state: its state.
+        event: what happened.
+        now: CLOCK_MONOTONIC in nanoseconds; never less than at the step before.
+    """
+    match state:
+        case Down():
+            return _down(state, event, now)
+        case Starting():
+            return _starting(spec, state, event, now)
+        case Broken():
+            return _broken(spec, state, event, now)
+        case Up():
+            return _up(spec, state, event, now)
+        case Stopping():
+            return _stopping(spec, state, event, now)
+        case Backoff():
+            return _backoff(spec, state, event, now)
+        case _:
+            assert_never(state)
+
+
+def _spawn(run: RunId, spawns: int, now: Ns) -> tuple[Starting, tuple[DaemonAction, ...]]:
+    """Begin the next run; `spawns` counts the starts before it."""
+    run += 1
+    return (
+        Starting(run, now, spawns + 1),
+        (Spawn(run), SetTimer(run, now + SLOW_START)),
+    )
+
+
+def _retry(run: RunId, spawns: int, pause: Ns, now: Ns) -> Result:
+    """Start again after `pause`, or at once if there is none."""
+    if pause == 0:
+        return _spawn(run, spawns, now)
+    return Backoff(run, spawns, now + pause), (SetTimer(run, now + pause),)
+
+
+def _down(state: Down, event: DaemonEvent, now: Ns) -> Result:
+    match event:
+        case Start():
+            starting, actions = _spawn(state.run, 0, now)
+            return starting.replace(first=True), actions
+        case Stop() | Reload() | Kill() | Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _starting(spec: DaemonSpec, state: Starting, event: DaemonEvent, now: Ns) -> Result:
+    match event:
+        case ExecOk() if event.run == state.run:
+            up = Up(state.run, state.since, state.spawns, event.pid)
+            note = DaemonStarted(spec.name, event.pid, event.uid, event.gid, event.rung)
+            return up, (CancelTimer(), Say(note), Settled(True, state.first))
+        case SpawnFailed() if event.run == state.run:
+            settled = (Settled(False, True),) if state.first else ()
+            if event.cloned:
+                broken = Broken(state.run, state.since, state.spawns, event, wanted=True)
+                return broken, (CancelTimer(), *settled)
+            after, actions = _start_again(spec, state, event, now)
+            return after, (*settled, *actions)
+        case Exited() if event.run == state.run:
+            # Race: the exit can be seen before the helper's record. The record, which then comes
+            # for a run that is over, has only its text left to give; the pause is the same.
+            up = Up(state.run, state.since, state.spawns, 0)
+            settled = (Settled(False, True),) if state.first else ()
+            after, actions = _up(spec, up, event, now)
+            return after, (*settled, *actions)
+        case Stop() | Reload() | Kill() | Touched():
+            # Nothing runs yet that could end gracefully.
+            then = AGAIN if isinstance(event, Touched) else DOWN
+            stopping = Stopping(
+                state.run, now, state.since, state.spawns, 0, then, killed=True
+            )
+            settled = (Settled(False, True),) if state.first else ()
+            return stopping, (
+                KillDomain(state.run),
+                SetTimer(state.run, now + STUCK),
+                *settled,
+            )
+        case Timer() if event.run == state.run:
+            return state, (Say(DaemonSlow(spec.name, now - state.since)),)
+        case Start() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _start_again(
+    spec: DaemonSpec, state: Starting | Broken, failure: SpawnFailed, now: Ns
+) -> Result:
+    """After a start that failed: the throttle, and one line that says what failed."""
+    pause = pause_before_start(state.spawns, now - state.since, spec.max_throttle)
+    after, actions = _retry(state.run, state.spawns, pause, now)
+    note = DaemonNotStarted(spec.name, failure.step, failure.errno, failure.subject, pause)
+    return after, (Say(note), *actions)
+
+
+def _broken(spec: DaemonSpec, state: Broken, event: DaemonEvent, now: Ns) -> Result:
+    match event:
+        case Exited() if event.run == state.run:
+            if event.left:
+                return state, (KillDomain(state.run),)
+            return _after_broken(spec, state, now)
+        case Emptied() if event.run == state.run:
+            return _after_broken(spec, state, now)
+        case Stop() | Reload() | Kill():
+            return state.replace(wanted=False), ()
+        case Start():
+            return state.replace(wanted=True), ()
+        case Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _after_broken(spec: DaemonSpec, state: Broken, now: Ns) -> Result:
+    if state.wanted:
+        return _start_again(spec, state, state.failure, now)
+    failure = state.failure
+    note = DaemonNotStarted(spec.name, failure.step, failure.errno, failure.subject, None)
+    return Down(state.run), (Say(note), WentDown())
+
+
+def _up(spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns) -> Result:
+    match event:
+        case Exited() if event.run == state.run:
+            return _died(spec, state, event, now)
+        case Stop():
+            return _end(spec, state, spec.stop_signal, "stop", DOWN, now)
+        case Reload():
+            signal = spec.stop_signal if spec.reload_signal is None else spec.reload_signal
+            return _end(spec, state, signal, "reload", DOWN, now)
+        case Touched():
+            return _end(spec, state, spec.stop_signal, f"touch {event.path}", AGAIN, now)
+        case Kill():
+            stopping = Stopping(
+                state.run, now, state.since, state.spawns, state.pid, DOWN, killed=True
+            )
+            return stopping, (
+                KillDomain(state.run),
+                SetTimer(state.run, now + STUCK),
+                Say(DaemonKilled(spec.name, state.pid, 0)),
+            )
+        case Start() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _died(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
+    """The daemon's own process ended without being asked."""
+    age = now - state.since
+    spawns = count_spawns(state.spawns, age)
+    pause = None if spec.control else pause_before_start(spawns, age, spec.max_throttle)
+    note = Say(
+        DaemonDied(spec.name, state.pid, event.status, age, event.left, pause, spec.control)
+    )
+    if event.left:
+        # What it left behind may still hold its port: it goes first, gracefully.
+        stopping = Stopping(
+            state.run, now, state.since, spawns, state.pid, CRASHED, True, event.status
+        )
+        deadline = now + _patience(spec)
+        return stopping, (
+            note,
+            Signal(state.run, spec.stop_signal),
+            SetTimer(state.run, deadline),
+        )
+    if pause is None:
+        return Down(state.run), (CancelTimer(), note, ControlEnded(event.status), WentDown())
+    after, actions = _retry(state.run, spawns, pause, now)
+    # The start comes before the words: whoever waits for the daemon waits for nothing else.
+    return after, (*actions, note)
+
+
+def _end(spec: DaemonSpec, state: Up, signal: int, why: str, then: str, now: Ns) -> Result:
+    """Ask the daemon to end; `then` says what follows."""
+    patience = _patience(spec)
+    stopping = Stopping(state.run, now, state.since, 0, state.pid, then)
+    return stopping, (
+        Signal(state.run, signal),
+        SetTimer(state.run, now + patience),
+        Say(DaemonEnding(spec.name, state.pid, signal, patience, why)),
+    )
+
+
+def _patience(spec: DaemonSpec) -> Ns:
+    assert spec.stop_timeout is not None, "filled in from reload-mercy when configured"
+    return spec.stop_timeout
+
+
+def _stopping(spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns) -> Result:
+    match event:
+        case Exited() if event.run == state.run:
+            gone = state.replace(main_gone=True, status=event.status)
+            return (gone, ()) if event.left else _gone(spec, gone, now)
+        case Emptied() if event.run == state.run and state.main_gone:
+            return _gone(spec, state, now)
+        case Timer() if event.run == state.run:
+            return _overdue(spec, state, now)
+        case Stop() | Reload():
+            return state.replace(then=DOWN), ()
+        case Kill():
+            down = state.replace(then=DOWN)
+            return (down, ()) if state.killed else _kill(spec, down, now)
+        case Start() | Touched():
+            # A daemon that is on its way down comes back once the last of it is gone.
+            return state.replace(then=AGAIN if state.then == DOWN else state.then), ()
+        case ExecOk() if event.run == state.run:
+            return state.replace(pid=event.pid), ()
+        case Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _overdue(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
+    """The deadline passed: SIGKILL, or, long after it, say who does not go."""
+    if not state.killed:
+        return _kill(spec, state, now)
+    waited = now - state.since
+    if state.then == DOWN and state.said_stuck:
+        note = DaemonStuck(spec.name, state.pid, waited, abandoned=True)
+        return Down(state.run), (Say(note), WentDown(abandoned=True))
+    note = DaemonStuck(spec.name, state.pid, waited, abandoned=False)
+    again = (SetTimer(state.run, now + STUCK),) if state.then == DOWN else ()
+    return state.replace(said_stuck=True), (Say(note), *again)
+
+
+def _kill(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
+    return state.replace(killed=True), (
+        KillDomain(state.run),
+        SetTimer(state.run, now + STUCK),
+        Say(DaemonKilled(spec.name, state.pid, now - state.since)),
+    )
+
+
+def _gone(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
+    """Nothing of the daemon is left: do what was to follow."""
+    note = Say(DaemonGone(spec.name, state.pid, state.status, now - state.since))
+    match state.then:
+        case "again":
+            after, actions = _spawn(state.run, 0, now)
+            return after, (note, *actions)
+        case "crashed" if spec.control:
+            ended = ControlEnded(state.status or 0)
+            return Down(state.run), (CancelTimer(), note, ended, WentDown())
+        case "crashed":
+            age = state.since - state.born
+            pause = pause_before_start(max(state.spawns, 1), age, spec.max_throttle)
+            after, actions = _retry(state.run, state.spawns, pause, now)
+            cancel = (CancelTimer(),) if pause == 0 else ()
+            return after, (*cancel, note, *actions)
+        case _:
+            return Down(state.run), (CancelTimer(), note, WentDown())
+
+
+def _backoff(spec: DaemonSpec, state: Backoff, event: DaemonEvent, now: Ns) -> Result:
+    match event:
+        case SpawnFailed() if event.run == state.run:
+            note = DaemonNotStarted(
+                spec.name, event.step, event.errno, event.subject, state.until - now
+            )
+            return state, (Say(note),)
+        case Timer() if event.run == state.run:
+            return _spawn(state.run, state.spawns, now)
+        case Start() | Touched():
+            return _spawn(state.run, 0, now)
+        case Stop() | Reload() | Kill():
+            return Down(state.run), (CancelTimer(), WentDown())
+        case SpawnFailed() | Timer() | ExecOk() | Exited() | Emptied():
+            return state, ()
+        case _:
+            assert_never(event)

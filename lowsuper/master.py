@@ -1,0 +1,401 @@
+"""The master machine: phases, order, reload, shutdown and the exit code.
+
+What is to be done is a list of tasks in the state: a hook, the pidfiles, the drop of privileges,
+"start the daemons", "wait until none is left". `step` works through it until a task has to wait;
+the event that ends the wait goes on from there. Pure like `machine`; the daemons' states are
+handed in to be read.
+"""
+
+from __future__ import annotations
+
+from lowsuper.errors import assert_never
+from lowsuper.events import (
+    AllStarted,
+    Announce,
+    Boot,
+    DaemonDown,
+    DaemonEnded,
+    DaemonSettled,
+    DropPrivileges,
+    FifoByte,
+    Finish,
+    Forget,
+    HookEnded,
+    HookFailed,
+    HookRuns,
+    Kill,
+    KillHook,
+    LoadConfig,
+    Loaded,
+    LoadRefused,
+    MasterEnds,
+    MasterIgnores,
+    MasterKills,
+    MasterReloaded,
+    MasterReloads,
+    MasterStops,
+    Reload,
+    ReloadTouched,
+    ReopenLogs,
+    RunHook,
+    SayMaster,
+    SayStats,
+    SelectFifo,
+    Signalled,
+    Start,
+    Stop,
+    Tell,
+    TellAll,
+    WritePidfiles,
+)
+from lowsuper.machine import Down, Up
+from lowsuper.record import Record
+from lowsuper.units import Ns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowsuper.events import MasterAction, MasterEvent
+    from lowsuper.machine import State
+    from lowsuper.model import MasterSpec
+
+    Daemons = Mapping[str, State]
+    Actions = tuple[MasterAction, ...]
+
+SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGTERM = 1, 2, 3, 10, 15
+NAMES = {SIGHUP: "SIGHUP", SIGINT: "SIGINT", SIGQUIT: "SIGQUIT", SIGTERM: "SIGTERM"}
+
+EXIT_ABANDONED = 125
+EXIT_HOOK = 1
+
+BOOTING, RUNNING, RELOADING, STOPPING, ENDED = (
+    "booting",
+    "running",
+    "reloading",
+    "stopping",
+    "ended",
+)
+
+# Tasks. A hook is its index in MasterSpec.hooks.
+PIDFILES, DROP, PIDFILES2, START, DRAIN, STARTED, FINISH = (
+    "pidfiles",
+    "drop",
+    "pidfiles2",
+    "start",
+    "drain",
+    "started",
+    "finish",
+)
+
+
+class Master(Record):
+    """The master's state."""
+
+    phase: str = BOOTING
+    todo: tuple[str | int, ...] = ()
+    hook: int | None = None  # the running one
+    alive: int = 0  # daemons that were told to start and are not down again
+    waiting: tuple[str, ...] = ()  # daemons to start when those they come after are ready
+    unsettled: int = 0  # of them, those whose first attempt has no outcome yet
+    failed: int = 0  # first attempts that failed
+    since: Ns = 0  # when the phase began
+    dropped: bool = False  # privileges are gone for good
+    loading: bool = False  # a reload was asked for; the files are being read
+    brutal: bool = False  # that reload does not wait for anybody
+    again: bool = False  # another reload was asked for meanwhile
+    impatient: bool = False  # asked to stop a second time
+    code: int = 0  # what the program will end with
+
+
+if TYPE_CHECKING:
+    Result = tuple[Master, Actions]
+
+
+def step(spec: MasterSpec, state: Master, event: MasterEvent, daemons: Daemons, now: Ns) -> Result:
+    """Return the new state and what is to be done, in order.
+
+    Args:
+        spec: the configuration in force; at `Loaded` already the new one.
+        state: the master's state.
+        event: what happened.
+        daemons: every daemon there is, by name, in file order; read only.
+        now: CLOCK_MONOTONIC in nanoseconds.
+    """
+    match event:
+        case Boot():
+            return _advance(spec, state.replace(since=now, todo=_boot(spec)), now)
+        case Signalled():
+            return _signalled(spec, state, event.signal, now)
+        case FifoByte():
+            return _fifo(spec, state, event.command, now)
+        case ReloadTouched():
+            return _reload(spec, state, f"touch-reload {event.path}", False, now)
+        case Loaded():
+            return _loaded(spec, state, daemons, now)
+        case LoadRefused():
+            return state.replace(loading=False, again=False), ()
+        case HookEnded():
+            return _hook_ended(spec, state, event, now)
+        case DaemonSettled():
+            return _settled(spec, state, event, daemons, now)
+        case DaemonDown():
+            return _daemon_down(spec, state, event, now)
+        case DaemonEnded():
+            ended = state if state.phase == STOPPING else state.replace(code=exit_code(event.status))
+            return _stop(spec, ended, f"{event.name} has ended", now)
+        case _:
+            assert_never(event)
+
+
+def exit_code(status: int) -> int:
+    """Return what a shell would call this wait status: the code, or 128 + the signal."""
+    signal = status & 0x7F
+    return 128 + signal if signal else (status >> 8) & 0xFF
+
+
+def _hooks(spec: MasterSpec, *phases: str) -> tuple[int, ...]:
+    return tuple(
+        index
+        for phase in phases
+        for index, hook in enumerate(spec.hooks)
+        if hook.phase == phase
+    )
+
+
+def _boot(spec: MasterSpec) -> tuple[str | int, ...]:
+    return (
+        *_hooks(spec, "asap", "pre-jail", "in-jail"),
+        PIDFILES,
+        *_hooks(spec, "as-root"),
+        DROP,
+        PIDFILES2,
+        *_hooks(spec, "as-user"),
+        START,
+    )
+
+
+def _advance(spec: MasterSpec, state: Master, now: Ns) -> Result:
+    """Work through the tasks until one has to wait."""
+    done: list[MasterAction] = []
+    while state.todo:
+        task, rest = state.todo[0], state.todo[1:]
+        if isinstance(task, int):
+            hook = spec.hooks[task]
+            state = state.replace(todo=rest, hook=task)
+            return state, (*done, SayMaster(HookRuns(hook.phase, hook.command.text)), RunHook(task))
+        if task == DRAIN and state.alive or task == STARTED and state.unsettled:
+            break
+        state, actions = _perform(spec, state.replace(todo=rest), task, now)
+        done += actions
+    return state, tuple(done)
+
+
+def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
+    """Do one task that need not wait."""
+    match task:
+        case "pidfiles" | "pidfiles2":
+            return state, (WritePidfiles(dropped=task == PIDFILES2),)
+        case "drop":
+            if spec.master_as_root or (spec.user is None and spec.group is None):
+                return state, ()
+            return state.replace(dropped=True), (DropPrivileges(),)
+        case "start":
+            names = [daemon.name for daemon in spec.daemons]
+            state = state.replace(unsettled=len(names), failed=0, todo=(STARTED, *state.todo))
+            return _start(spec, state, names)
+        case "started":
+            return _started(spec, state, now)
+        case "finish":
+            return state.replace(phase=ENDED), (SayMaster(MasterEnds(state.code)), Finish(state.code))
+        case _:
+            return state, ()
+
+
+def _start(spec: MasterSpec, state: Master, names: list[str]) -> Result:
+    """Start these daemons in file order, those that come after others only when they are ready."""
+    later = {daemon.name for daemon in spec.daemons if daemon.requires or daemon.after}
+    now = [name for name in names if name not in later] if later else names
+    state = state.replace(
+        alive=state.alive + len(now),
+        waiting=(*state.waiting, *(name for name in names if name in later)),
+    )
+    return state, tuple(Tell(name, Start()) for name in now)
+
+
+def _start_waiting(spec: MasterSpec, state: Master, daemons: Daemons) -> Result:
+    """Start those of the waiting daemons whose turn has come."""
+    first = {daemon.name: (*daemon.requires, *daemon.after) for daemon in spec.daemons}
+    free = [
+        name
+        for name in state.waiting
+        if all(is_ready(daemons.get(other, Down())) for other in first[name])
+    ]
+    state = state.replace(
+        alive=state.alive + len(free),
+        waiting=tuple(name for name in state.waiting if name not in free),
+    )
+    return state, tuple(Tell(name, Start()) for name in free)
+
+
+def is_ready(state: State) -> bool:
+    """Return whether a daemon in this state is up and ready."""
+    return isinstance(state, Up) and state.ready
+
+
+def _started(spec: MasterSpec, state: Master, now: Ns) -> Result:
+    """Every daemon has been started once."""
+    took = now - state.since
+    booted = state.phase == BOOTING
+    note = (
+        AllStarted(len(spec.daemons), state.failed, took) if booted else MasterReloaded(took)
+    )
+    say: Actions = (SayMaster(note), Announce()) if booted else (SayMaster(note),)
+    state = state.replace(phase=RUNNING)
+    if not state.again:
+        return state, say
+    state, actions = _reload(spec, state.replace(again=False), "asked for meanwhile", False, now)
+    return state, (*say, *actions)
+
+
+def _signalled(spec: MasterSpec, state: Master, signal: int, now: Ns) -> Result:
+    name = NAMES.get(signal, f"signal {signal}")
+    if signal == SIGHUP:
+        return _reload(spec, state, name, False, now)
+    if signal == SIGTERM and not spec.die_on_term and state.phase != STOPPING:
+        return _reload(spec, state, f"{name} with die-on-term = false", True, now)
+    if signal in (SIGTERM, SIGINT, SIGQUIT):
+        return _stop(spec, state, name, now)
+    if signal == SIGUSR1:
+        return state, (SayStats(),)
+    return state, ()
+
+
+def _fifo(spec: MasterSpec, state: Master, command: str, now: Ns) -> Result:
+    why = f"master-fifo {command}"
+    match command:
+        case "q":
+            return _stop(spec, state, why, now)
+        case "Q":
+            state, first = _stop(spec, state, why, now)
+            if state.impatient or state.phase != STOPPING:
+                return state, first
+            state, second = _stop(spec, state, why, now)
+            return state, (*first, *second)
+        case "r" | "R":
+            return _reload(spec, state, why, command == "R", now)
+        case "s":
+            return state, (SayStats(),)
+        case "l" | "L":
+            return state, (ReopenLogs(rotate=command == "L"),)
+        case "P":
+            return state, (WritePidfiles(dropped=state.dropped),)
+        case "p":
+            return state, (SayMaster(MasterIgnores(why, "there are no workers to pause")),)
+        case _ if command in "0123456789":
+            return state, (SelectFifo(int(command)),)
+        case _:
+            return state, ()
+
+
+def _reload(spec: MasterSpec, state: Master, why: str, brutal: bool, now: Ns) -> Result:
+    """Begin a reload by reading the files; nothing else happens until they are known good."""
+    if state.phase in (STOPPING, ENDED):
+        return state, (SayMaster(MasterIgnores(f"reload ({why})", "it is stopping")),)
+    if spec.exit_on_reload:
+        return _stop(spec, state, f"{why} with exit-on-reload", now)
+    if state.phase != RUNNING or state.loading:
+        return state.replace(again=True), ()
+    state = state.replace(loading=True, brutal=brutal)
+    return state, (SayMaster(MasterReloads(why, brutal)), LoadConfig())
+
+
+def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Result:
+    """Replace every daemon by its new self, one by one or, where hooks come between, all at once."""
+    state = state.replace(loading=False)
+    if state.phase != RUNNING:
+        return state, ()
+    state = state.replace(phase=RELOADING, since=now, failed=0)
+    ending: Actions = (TellAll(Kill() if state.brutal else Reload()),)
+    phases = ("as-user",) if state.dropped else ("as-root", "as-user")
+    hooks = _hooks(spec, *phases)
+    if hooks:
+        state = state.replace(todo=(DRAIN, *hooks, START))
+        state, actions = _advance(spec, state, now)
+        return state, (*ending, *actions)
+    idle = [
+        daemon.name
+        for daemon in spec.daemons
+        if daemon.name not in daemons or isinstance(daemons[daemon.name], Down)
+    ]
+    state = state.replace(unsettled=len(spec.daemons), todo=(STARTED,))
+    state, starts = _start(spec, state, idle)
+    state, actions = _advance(spec, state, now)
+    return state, (*ending, *starts, *actions)
+
+
+def _settled(
+    spec: MasterSpec, state: Master, event: DaemonSettled, daemons: Daemons, now: Ns
+) -> Result:
+    actions: Actions = ()
+    if event.ok and state.waiting:
+        state, actions = _start_waiting(spec, state, daemons)
+    if not event.first:
+        return state, actions
+    state = state.replace(
+        unsettled=max(0, state.unsettled - 1), failed=state.failed + (not event.ok)
+    )
+    if state.unsettled:
+        return state, actions
+    state, more = _advance(spec, state, now)
+    return state, (*actions, *more)
+
+
+def _daemon_down(spec: MasterSpec, state: Master, event: DaemonDown, now: Ns) -> Result:
+    state = state.replace(alive=state.alive - 1)
+    if event.abandoned:
+        state = state.replace(code=state.code or EXIT_ABANDONED)
+    actions: Actions = ()
+    if state.phase != STOPPING and all(daemon.name != event.name for daemon in spec.daemons):
+        actions = (Forget(event.name),)
+    elif state.phase == RELOADING and DRAIN not in state.todo:
+        return _start(spec, state, [event.name])
+    if state.alive == 0:
+        state, more = _advance(spec, state, now)
+        return state, (*actions, *more)
+    return state, actions
+
+
+def _stop(spec: MasterSpec, state: Master, why: str, now: Ns) -> Result:
+    """Stop everything; asked a second time, do not wait any more."""
+    if state.phase == ENDED or (state.phase == STOPPING and state.impatient):
+        return state, ()
+    if state.phase == STOPPING:
+        state = state.replace(impatient=True)
+        hook: Actions = (KillHook(),) if state.hook is not None else ()
+        return state, (SayMaster(MasterKills(why)), TellAll(Kill()), *hook)
+    say: Actions = (SayMaster(MasterStops(why, state.alive)), TellAll(Stop()))
+    if state.hook is not None:
+        say = (*say, KillHook())
+    todo = (DRAIN, *_hooks(spec, "as-user-atexit"), FINISH)
+    state = state.replace(phase=STOPPING, since=now, todo=todo, loading=False, waiting=())
+    if state.hook is not None or state.alive:
+        return state, say
+    state, actions = _advance(spec, state, now)
+    return state, (*say, *actions)
+
+
+def _hook_ended(spec: MasterSpec, state: Master, event: HookEnded, now: Ns) -> Result:
+    hook = spec.hooks[event.index]
+    state = state.replace(hook=None)
+    if event.status == 0:
+        return _advance(spec, state, now)
+    fatal = state.phase != STOPPING
+    note = HookFailed(hook.phase, hook.command.text, event.status, fatal)
+    if fatal:
+        state, actions = _stop(
+            spec, state.replace(code=EXIT_HOOK), f"the {hook.phase} hook failed", now
+        )
+    else:
+        state, actions = _advance(spec, state, now)
+    return state, (SayMaster(note), *actions)

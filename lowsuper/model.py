@@ -1,0 +1,123 @@
+"""What a configuration means, as immutable values: the result of `lowsuper.config`.
+
+Names of users, groups and paths are kept as written, since only the running system knows
+what they stand for: `plan` resolves them. Times are nanoseconds (`Ns`).
+"""
+
+from __future__ import annotations
+
+from lowsuper.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lowsuper.units import Ns
+
+PHASES = ("asap", "pre-jail", "in-jail", "as-root", "as-user", "as-user-atexit")
+"""The hook phases, in the order in which they come."""
+
+
+class Origin(Record):
+    """Where a value was written."""
+
+    file: str  # path as given, or "command line" / "environment"
+    line: int  # counts from 1; 0 where there are no lines
+    key: str
+    value: str
+
+
+class Problem(Record):
+    """One thing that is wrong, or strange, in a configuration."""
+
+    origin: Origin
+    reason: str  # a phrase without a full stop: "there is no user of that name"
+    daemon: str = ""  # the daemon it concerns, or ""
+    advice: str = ""  # the way out: "did you mean pidfile?"
+    is_error: bool = True  # False: a warning
+
+
+class Command(Record):
+    """What a daemon or a hook runs.
+
+    `argv` is never empty. With `shell`, argv is `("/bin/sh", "-c", text)` and `compound` tells
+    whether the shell stays as the parent of what it runs.
+    """
+
+    text: str  # as the user wrote it
+    argv: tuple[str, ...]
+    shell: bool = False
+    compound: bool = False
+
+
+class DaemonSpec(Record):
+    """One daemon, as configured. Its name is unique in the configuration."""
+
+    name: str
+    command: Command
+    origin: Origin  # of the line, or of the section's first line
+    control: bool = False  # when it ends, so does the master, with its exit code
+    touch: tuple[str, ...] = ()  # files; a change of any restarts the daemon
+    stop_signal: int = 15
+    reload_signal: int | None = None  # None: stop_signal
+    stdin: bool = False  # keep the master's standard input; else /dev/null
+    user: str | None = None  # name or number; None: the master's
+    group: str | None = None
+    ns_pid: bool = False  # a pid namespace of its own
+    ns_init: bool = True  # with lowsuper's small init as its pid 1
+    chdir: str | None = None
+    max_throttle: Ns | None = None  # the longest pause between two starts; None: 300 s
+    stop_timeout: Ns | None = None  # from the stop signal to SIGKILL; None: MasterSpec.reload_mercy
+    requires: tuple[str, ...] = ()  # daemons that must be ready first, and without which this stops
+    after: tuple[str, ...] = ()  # daemons that must be ready first
+
+
+class Hook(Record):
+    """A command that runs at one phase, in file order, and must end with status 0."""
+
+    phase: str  # one of PHASES
+    command: Command
+    origin: Origin
+
+
+class EnvChange(Record):
+    """One change of the environment, in file order."""
+
+    name: str
+    value: str | None  # None: remove it
+
+
+class MasterSpec(Record):
+    """A whole configuration: the master's own options and its daemons in file order."""
+
+    name: str  # the instance: `instance`, else the first file's base name without .ini
+    files: tuple[str, ...] = ()  # every file read, absolute, in the order of reading
+    daemons: tuple[DaemonSpec, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    env: tuple[EnvChange, ...] = ()
+    chdir: str | None = None
+    umask: int | None = None
+    user: str | None = None  # the master drops to it after the as-root hooks
+    group: str | None = None
+    add_groups: tuple[str, ...] = ()  # supplementary groups besides the user's own
+    master_as_root: bool = False  # user and group are the daemons' default, the master stays root
+    reload_mercy: Ns = 8_000_000_000  # stop_timeout of daemons that have none of their own
+    die_on_term: bool = True  # False: SIGTERM is a brutal reload, as in uWSGI 2.0
+    exit_on_reload: bool = False
+    pidfile: str | None = None  # written before privileges are dropped
+    pidfile2: str | None = None  # written after
+    safe_pidfile: str | None = None  # as pidfile, but removed only if it still holds our pid
+    daemonize: str | None = None  # log file; go to the background before the first hook
+    daemonize2: str | None = None  # log file; the caller waits until the daemons were started
+    logto: str | None = None
+    logto2: str | None = None  # opened after privileges are dropped
+    log_date: str | None = None  # strftime format; None: lines carry no date
+    touch_reload: tuple[str, ...] = ()
+    procname_master: str | None = None  # process title of the master
+    auto_procname: bool = False
+    procname_prefix: str = ""
+    procname_append: str = ""
+    honour_stdin: bool = False  # the master keeps its standard input
+    daemons_honour_stdin: bool = False
+    vacuum: bool = False  # remove pidfiles and fifos that we made at the end
+    master_fifo: tuple[str, ...] = ()  # slot 0, 1, ...
+    kill_domain: str = "auto"  # auto, cgroup or shim: the rung for daemons without ns_pid
+    notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
