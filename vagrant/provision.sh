@@ -61,21 +61,36 @@ identify_python() {
   "$1" -c 'import os, sys; print(sys.version, os.path.realpath(sys.executable))' 2>/dev/null
 }
 
+# Check the chosen interpreter, make $python its real path, and add the packages it needs.
 require_python() {
   command -v "$python" >/dev/null ||
     die "there is no $python: apt-get install python3, or name one with PYTHON=/path/to/python3"
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  found=$("$python" -c '
+import os, sys, sysconfig
+if sys.version_info < (3, 11):
+    kind = "old"
+elif sys.base_prefix == "/usr":
+    kind = "debian"
+else:
+    try:
+        import ensurepip, venv
+        kind = os.path.exists(sysconfig.get_path("include") + "/Python.h") and "whole"
+    except ImportError:
+        kind = False
+print(kind or "partial", sys.executable)') || die "$python cannot run a program"
+  case $found in
+  old\ *)
     die "$python is $("$python" -V 2>&1), lowsuper needs 3.11 or later:" \
       "name another with PYTHON=/path/to/python3"
-  # Debian splits its own Python into packages; any other one has to be complete.
-  if [ "$("$python" -c 'import sys; print(sys.base_prefix)')" = /usr ]; then
-    build_packages="$build_packages python3-dev python3-venv"
-    return
-  fi
-  "$python" -c 'import os, sys, sysconfig, ensurepip, venv
-sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null ||
+    ;;
+  partial\ *)
     die "$python lacks the modules venv and ensurepip or the header Python.h:" \
       "install its development files, or name another with PYTHON=/usr/bin/python3"
+    ;;
+  # Debian splits its own Python into packages; any other one is whole.
+  debian\ *) build_packages="$build_packages python3-dev python3-venv" ;;
+  esac
+  python=${found#* }
 }
 
 # Print those of the Debian packages named that are not installed.
