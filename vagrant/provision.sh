@@ -172,11 +172,11 @@ digest_inputs() {
 }
 
 # set_up LEVEL: `run` or `test`; an environment that was set up for tests is good for both. It
-# is an editable install, so that both always run what is in the checkout.
+# is an editable install, which builds into the checkout and always runs what is there.
 set_up() {
   stamp=$venv/lowsuper-stamp
   digest=$(digest_inputs)
-  if [ -e "$stamp" ]; then
+  if [ -e "$stamp" ] && [ -e "$root/lowsuper/lowsuper-helper" ]; then
     case $1,$(cat "$stamp") in
     "$1,$1 $digest" | "run,test $digest") return ;;
     esac
