@@ -156,8 +156,11 @@ make_venv() {
     "remove $1 and run this again" "$python" -m venv $clear "$1"
 }
 
+# pip_install ENVIRONMENT ARGUMENT...
 pip_install() {
-  "$1/bin/python" -m pip --disable-pip-version-check --no-input install "$2" "$3"
+  environment=$1
+  shift
+  "$environment/bin/python" -m pip --disable-pip-version-check --no-input install "$@"
 }
 
 # Print a digest of all that the installed extension and environment depend on.
@@ -183,11 +186,15 @@ set_up() {
   fi
   make_venv "$venv"
   rm -f "$stamp"
-  what=$root
-  [ "$1" = run ] || what="${root}[test]"
+  if [ "$1" = test ]; then
+    what="${root}[test]" warnings_are_errors=ON
+  else
+    what=$root warnings_are_errors=OFF
+  fi
   run_step "installing lowsuper into $venv" \
     'see the lines above; without a network, install once with it' \
-    pip_install "$venv" --editable "$what"
+    pip_install "$venv" "--config-settings=cmake.define.LOWSUPER_WERROR=$warnings_are_errors" \
+    --editable "$what"
   printf '%s %s\n' "$1" "$digest" >"$stamp"
 }
 
@@ -240,7 +247,6 @@ test)
   cd "$root"
   if [ $# -eq 0 ]; then
     "$venv/bin/python" -m ruff check . || die 'ruff has something to say'
-    "$venv/bin/python" -m ruff format --check . || die 'ruff would format: run "ruff format ."'
     "$venv/bin/python" -m mypy --strict lowsuper || die 'mypy has something to say'
     set -- --numprocesses auto
   fi
