@@ -7,10 +7,7 @@ what they stand for: `plan` resolves them. Times are nanoseconds (`Ns`).
 from __future__ import annotations
 
 from lowsuper.record import Record
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from lowsuper.units import Ns
+from lowsuper.units import SECOND, Ns
 
 PHASES = ("asap", "pre-jail", "in-jail", "as-root", "as-user", "as-user-atexit")
 """The hook phases, in the order in which they come."""
@@ -99,7 +96,7 @@ class MasterSpec(Record):
     group: str | None = None
     add_groups: tuple[str, ...] = ()  # supplementary groups besides the user's own
     master_as_root: bool = False  # user and group are the daemons' default, the master stays root
-    reload_mercy: Ns = 8_000_000_000  # stop_timeout of daemons that have none of their own
+    reload_mercy: Ns = Ns(8 * SECOND)  # stop_timeout of daemons that have none of their own
     die_on_term: bool = True  # False: SIGTERM is a brutal reload, as in uWSGI 2.0
     exit_on_reload: bool = False
     pidfile: str | None = None  # written before privileges are dropped
@@ -121,3 +118,14 @@ class MasterSpec(Record):
     master_fifo: tuple[str, ...] = ()  # slot 0, 1, ...
     kill_domain: str = "auto"  # auto, cgroup or shim: the rung for daemons without ns_pid
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
+
+
+def fill_in(spec: MasterSpec) -> MasterSpec:
+    """Return the configuration with the daemons' own defaults taken from the master's options."""
+    mercy = spec.reload_mercy
+    return spec.replace(
+        daemons=tuple(
+            daemon.replace(stop_timeout=mercy) if daemon.stop_timeout is None else daemon
+            for daemon in spec.daemons
+        )
+    )

@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from lowsuper.record import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lowsuper.model import Command, EnvChange
+
 EXEC, NSINIT, SHIM = "exec", "nsinit", "shim"
 
 
@@ -54,3 +60,137 @@ class SpawnPlan(Record):
     umask: int | None = None
     limits: tuple[Limit, ...] = ()
     dies_with_master: bool = True  # parent-death signal, and the roles' watch on the master
+
+
+class Identity(Record):
+    """Whom a daemon runs as, looked up: see `kernel.facts`."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]  # supplementary
+    name: str = ""  # "" when only a number was given: the environment does not follow then
+    home: str = ""
+
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+OWN_VARIABLES = frozenset(
+    (
+        "NOTIFY_SOCKET",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "CREDENTIALS_DIRECTORY",
+        "MAINPID",
+    )
+)
+OWN_PREFIX = "LOWSUPER_"
+
+
+def build_environment(
+    inherited: Mapping[str, str], changes: Sequence[EnvChange]
+) -> dict[str, str]:
+    """Return the environment of every daemon and hook.
+
+    Args:
+        inherited: the master's own; what is meant for the master alone is left out.
+        changes: of the configuration, in file order.
+    """
+    env = {
+        name: value
+        for name, value in inherited.items()
+        if name not in OWN_VARIABLES and not name.startswith(OWN_PREFIX)
+    }
+    for change in changes:
+        if change.value is None:
+            env.pop(change.name, None)
+        else:
+            env[change.name] = change.value
+    return env
+
+
+def build_plan(
+    name: str,
+    command: Command,
+    env: Mapping[str, str],
+    *,
+    role: str = EXEC,
+    new_pid_ns: bool = False,
+    identity: Identity | None = None,
+    chdir: str | None = None,
+    fds: tuple[FdSource, ...] = (),
+    limits: tuple[Limit, ...] = (),
+) -> SpawnPlan:
+    """Return the plan that runs `command`.
+
+    Args:
+        name: of the daemon or hook, for messages.
+        command: what to run; a program without a slash is looked for in PATH, at each start.
+        env: its environment, before HOME, USER and LOGNAME follow the identity.
+        role: EXEC, NSINIT or SHIM.
+        new_pid_ns: whether it gets a pid namespace of its own.
+        identity: whom to become, or None to stay what the master is.
+        chdir: where to run it, or None for the master's directory.
+        fds: its descriptors; all others are closed.
+        limits: resource limits to set.
+    """
+    variables = dict(env)
+    if identity is not None and identity.name:
+        variables |= {"HOME": identity.home, "USER": identity.name, "LOGNAME": identity.name}
+    program = command.argv[0]
+    programs = (program,)
+    if "/" not in program:
+        path = variables.get("PATH", DEFAULT_PATH)
+        programs = tuple(f"{place or '.'}/{program}" for place in path.split(":"))
+    return SpawnPlan(
+        name=name,
+        role=role,
+        programs=tuple(map(encode, programs)),
+        argv=tuple(map(encode, command.argv)),
+        envp=tuple(encode(f"{key}={value}") for key, value in variables.items()),
+        fds=fds,
+        new_pid_ns=new_pid_ns,
+        chdir=None if chdir is None else encode(chdir),
+        uid=None if identity is None else identity.uid,
+        gid=None if identity is None else identity.gid,
+        groups=None if identity is None else identity.groups,
+        limits=limits,
+    )
+
+
+def encode(text: str) -> bytes:
+    """Return the bytes of a text from the configuration or the environment, unchanged."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:
+    """Return what a failed step was about, for the message: a path, a number, or "".
+
+    Args:
+        plan: the plan that failed.
+        step: the step's name, as the helper has it.
+        arg: the index that came with the error.
+    """
+    match step:
+        case "chdir":
+            return (plan.chdir or b"").decode("utf-8", "surrogateescape")
+        case "execve":
+            program = plan.argv[0] if len(plan.programs) > 1 else plan.programs[0]
+            return program.decode("utf-8", "surrogateescape")
+        case "setresuid":
+            return str(plan.uid)
+        case "setresgid":
+            return str(plan.gid)
+        case "setgroups":
+            return ",".join(map(str, plan.groups or ()))
+        case "fds" if 0 <= arg < len(plan.fds):
+            source = plan.fds[arg]
+            path = source.path.decode("utf-8", "surrogateescape")
+            return f"{path or source.fd} as descriptor {source.target}"
+        case "rlimits" if 0 <= arg < len(plan.limits):
+            limit = plan.limits[arg]
+            return f"resource {limit.resource} to {limit.soft}:{limit.hard}"
+        case _:
+            return ""

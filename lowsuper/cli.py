@@ -1,0 +1,156 @@
+"""The command line: what is asked for, and the exit code.
+
+Options on the command line are the configuration's own, as in uWSGI; only the verbs are ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lowsuper.errors import EXIT_OWN_FAILURE, ConfigError, LowsuperError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lowsuper.model import MasterSpec
+
+USAGE = """\
+usage: lowsuper [run] FILE.ini [--OPTION [VALUE]]...
+       lowsuper [run] --OPTION [VALUE]...
+       lowsuper check FILE.ini [--json] [--exec]
+       lowsuper --version | --help
+
+Looks after the daemons of a uWSGI configuration file: starts, restarts, reloads and stops them.
+
+  run      stay in the foreground until the daemons are stopped (the default)
+  check    read everything, start nothing, and report every problem
+
+Every option of a configuration file can be given on the command line:
+  lowsuper --attach-daemon "memcached -p 11311 -u nobody"
+
+Signals: SIGTERM and SIGINT stop, a second one kills; SIGHUP reloads; SIGUSR1 prints the state.
+Exit status: 0, or that of a control daemon (128 + n for signal n); 1 a hook failed; 78 the
+configuration is wrong; 125 lowsuper itself failed.
+
+See lowsuper(8) and lowsuper.conf(5).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program with the given arguments, or those of the process; return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except ConfigError as error:
+        from lowsuper.config.wording import format_problem
+
+        for problem in error.problems:
+            _complain(format_problem(problem))
+        return error.exit_code
+    except LowsuperError as error:
+        _complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        return EXIT_OWN_FAILURE
+    except Exception:  # a bug: whoever started us must be able to tell it from a daemon's failure
+        import traceback
+
+        traceback.print_exc()
+        return EXIT_OWN_FAILURE
+
+
+def _dispatch(words: list[str]) -> int:
+    match words:
+        case [] | ["--help" | "-h" | "help", *_]:
+            (sys.stdout if words else sys.stderr).write(USAGE)
+            return 0 if words else 2
+        case ["--version" | "version", *_]:
+            from importlib.metadata import version
+
+            sys.stdout.write(f"lowsuper {version('lowsuper')}\n")
+            return 0
+        case ["check", *rest]:
+            from lowsuper import check
+
+            return check.main(rest)
+        case ["run", *rest]:
+            return _run(rest)
+        case _:
+            return _run(words)
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"lowsuper: {text}\n")
+
+
+def _run(arguments: list[str]) -> int:
+    """Read the configuration, go to the background if asked to, and supervise."""
+    start = os.getcwd()
+    load = _loader(arguments, start)
+    spec = load()
+    announce: Callable[[], None] = _nothing
+    background = spec.daemonize or spec.daemonize2
+    if background:
+        from lowsuper.kernel.background import go_to_background
+
+        ready = go_to_background(background)
+        if spec.daemonize2:
+            announce = ready
+    from lowsuper.config.wording import format_problem
+    from lowsuper.events import Boot
+    from lowsuper.kernel.log import Log
+    from lowsuper.kernel.world import World
+    from lowsuper.supervisor import Supervisor
+
+    log = Log(spec.log_date)
+    path = background or spec.logto
+    for notice in spec.notices:
+        log.put(format_problem(notice))
+    if path:
+        log.flush()
+        log.open(path)
+
+    def reload() -> MasterSpec | None:
+        try:
+            return load()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.put(format_problem(problem))
+        except LowsuperError as error:
+            log.put(str(error))
+        log.put("nothing was changed: the new configuration is not good")
+        return None
+
+    world = World(spec, log, reload, announce)
+    if spec.daemonize:
+        ready()
+    supervisor = Supervisor(spec, world)
+    supervisor.post(Boot())
+    return world.run(supervisor)
+
+
+def _nothing() -> None:
+    """Nobody waits for the start."""
+
+
+def _loader(arguments: list[str], start: str) -> Callable[[], MasterSpec]:
+    """Return what reads the configuration, now and at each reload, as from the first directory."""
+    environ = dict(os.environ)
+
+    def load() -> MasterSpec:
+        from lowsuper.kernel.privilege import resolve
+        from lowsuper.kernel.source import load_config
+        from lowsuper.model import fill_in
+
+        here = os.getcwd()
+        os.chdir(start)
+        try:
+            spec = fill_in(load_config(arguments, environ))
+            resolve(spec)
+        finally:
+            os.chdir(here)
+        return spec
+
+    return load

@@ -1,0 +1,185 @@
+"""Which rung of the kill domain a daemon gets, and what the rungs need: the cgroup tree and the guard.
+
+The rungs, best first: `pidns` (ns_pid = true), `cgroup`, `shim`. What this machine offers is tried
+once, when the first daemon needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from zlib import crc32
+
+from lowsuper.errors import LowsuperError, UnsupportedError
+from lowsuper.kernel import cgroup, process, spawn
+from lowsuper.kernel.loop import READ
+from lowsuper.plan import EXEC, NSINIT, SHIM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowsuper.kernel.cgroup import Leaf, Tree
+    from lowsuper.kernel.loop import Loop
+    from lowsuper.model import DaemonSpec, MasterSpec
+
+COMMAND_LINE = "cmdline"
+
+
+class InstanceRuns(LowsuperError):
+    """Another master holds the lock of this instance."""
+
+
+def instance_id(spec: MasterSpec) -> str:
+    """Return what tells this instance from all others of the machine, the same at every start.
+
+    A master without a file is never started a second time as the same one, so it gets its pid.
+    """
+    if not spec.files:
+        return f"{COMMAND_LINE}-{os.getpid()}"
+    digest = crc32(spec.files[0].encode("utf-8", "surrogateescape"))
+    return f"{spec.name}-{digest:08x}"
+
+
+class Domains:
+    """Owns the cgroup tree and the guard of one master."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        spawner: spawn.Spawner,
+        children: dict[int, Callable[[], None]],
+        say: Callable[[str], None],
+    ) -> None:
+        """Try nothing yet.
+
+        Args:
+            loop: to watch the guard with.
+            spawner: to start the guard with.
+            children: whom to call when a child of the master has ended.
+            say: tells the operator a line.
+        """
+        self._loop, self._spawner, self._children, self._say = loop, spawner, children, say
+        self._tree: Tree | None = None
+        self._tried = False
+        self._self_write = False
+        self._guard: spawn.Guard | None = None
+        self._kill_fd = -1
+
+    def prepare(self, spec: MasterSpec) -> None:
+        """Make the cgroup tree if a daemon will need it, and sweep what an earlier master left.
+
+        Raises:
+            InstanceRuns: another master runs this configuration.
+            UnsupportedError: kill-domain = cgroup was asked for and cannot be had.
+        """
+        wanted = spec.kill_domain != "shim" and any(not daemon.ns_pid for daemon in spec.daemons)
+        if not wanted or self._tried:
+            return
+        self._tried = True
+        try:
+            cgroup.sweep_unlocked(f"{COMMAND_LINE}-")
+            self._tree = cgroup.open_tree(instance_id(spec))
+            found = self._tree.sweep()
+        except BlockingIOError as error:
+            raise InstanceRuns(
+                f"{spec.files[0] if spec.files else spec.name} is already run by another lowsuper; "
+                f"stop that one first, or give one of them another name (instance = NAME)"
+            ) from error
+        except UnsupportedError as error:
+            if spec.kill_domain == "cgroup":
+                raise
+            self._say(f"{error}; every daemon gets a shim of its own instead")
+            return
+        if found:
+            self._say(f"killed what an earlier master left behind of {found} daemon(s)")
+        self._probe(self._tree)
+
+    def _probe(self, tree: Tree) -> None:
+        """Find out whether a process can be born in its leaf.
+
+        It could not where the kernel refuses clone3, and, from Linux 6.14 on, where the cgroup
+        that we are in was once killed with cgroup.kill: the kernel then takes the count of kills
+        of the parent's cgroup for the child's and kills it at birth. Entering a leaf from within
+        is always possible, but costs a grace period of RCU, 7 to 15 ms on an idle machine.
+        """
+        leaf = tree.make("probe")
+        try:
+            self._self_write = not spawn.probe_into_cgroup(self._spawner, leaf.directory_fd)
+        finally:
+            leaf.release()
+        if self._self_write:
+            self._say("daemons cannot be born in their cgroup here; they enter it, which is slower")
+
+    def choose(self, spec: DaemonSpec, master: MasterSpec) -> tuple[str, str]:
+        """Return the rung of a daemon, by name, and the role that its plan needs."""
+        if spec.ns_pid:
+            return "pidns", NSINIT if spec.ns_init else EXEC
+        self.prepare(master)
+        if self._tree is None or master.kill_domain == "shim":
+            return "shim", SHIM
+        return "cgroup", EXEC
+
+    def make_leaf(self, name: str) -> tuple[Leaf, bool]:
+        """Make a leaf for one run, guarded; the bool says that the process must enter it itself.
+
+        Raises:
+            OSError: the leaf cannot be made, or no guard can be started.
+        """
+        assert self._tree is not None, "chosen only with a tree"
+        if self._guard is None:
+            self._start_guard(self._tree)
+        return self._tree.make(name), self._self_write
+
+    def _start_guard(self, tree: Tree) -> None:
+        if self._kill_fd < 0:
+            self._kill_fd = tree.open_kill()
+        guard = spawn.start_guard(
+            self._spawner,
+            base_fd=tree.base_fd,
+            kill_fd=self._kill_fd,
+            parent_fd=tree.parent_fd,
+            name=tree.name,
+        )
+        self._guard = guard
+        self._children[guard.pid] = self._on_guard_end
+        self._loop.watch(guard.pidfd, READ, self._on_guard_end)
+
+    def _on_guard_end(self) -> None:
+        guard = self._guard
+        if guard is None or process.reap(guard.pidfd) is None:
+            return
+        self._forget_guard(guard)
+        self._say("the guard was killed; starting another")
+        if self._tree is not None:
+            try:
+                self._start_guard(self._tree)
+            except OSError as error:
+                self._say(f"no guard: {error}; daemons would outlive a killed master")
+
+    def _forget_guard(self, guard: spawn.Guard) -> None:
+        self._guard = None
+        self._children.pop(guard.pid, None)
+        self._loop.unwatch(guard.pidfd)
+        guard.close()
+
+    def delegate(self, uid: int, gid: int) -> None:
+        """Hand the cgroup tree to the user that the master is about to become."""
+        if self._tree is None:
+            return
+        if self._guard is None:
+            # As root: it can clean up what the user cannot.
+            self._start_guard(self._tree)
+        self._tree.delegate(uid, gid)
+
+    def close(self) -> None:
+        """Send the guard away and remove the empty directories."""
+        guard = self._guard
+        if guard is not None:
+            self._loop.unwatch(guard.pidfd)
+            guard.quit()
+            process.wait(guard.pidfd)
+            self._forget_guard(guard)
+        if self._kill_fd >= 0:
+            os.close(self._kill_fd)
+        if self._tree is not None:
+            self._tree.close(remove=True)

@@ -1,0 +1,79 @@
+"""The master's own lines and where they go: standard error, or the log file of the whole tree.
+
+With a log file it takes the place of standard output and error, so that the daemons started from
+then on write there too, as in uWSGI.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from lowsuper.errors import KernelError
+from lowsuper.kernel.sink import Sink, open_log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lowsuper.kernel.loop import Loop
+
+PREFIX = "lowsuper: "
+
+
+class Log:
+    """Puts date and name in front of each line and hands it to a sink."""
+
+    def __init__(self, date_format: str | None = None) -> None:
+        """Write to standard error; `date_format` is of strftime(3), None for no date."""
+        self.date_format = date_format
+        self._path: str | None = None
+        self._sink = Sink(2)
+
+    def attach(self, loop: Loop) -> None:
+        """Let the loop wait for slow readers."""
+        self._sink.attach(loop)
+
+    def put(self, line: str) -> None:
+        """Add one line; it is written by `flush`."""
+        if self.date_format is not None:
+            line = f"{time.strftime(self.date_format)} - {PREFIX}{line}"
+        else:
+            line = PREFIX + line
+        self._sink.put(line)
+
+    def flush(self) -> None:
+        """Write what there is, without waiting for a reader."""
+        self._sink.flush()
+
+    def open(self, path: str) -> None:
+        """Let `path` take the place of standard output and error.
+
+        Raises:
+            KernelError: it cannot be opened; nothing has changed.
+        """
+        path = os.path.abspath(path)
+        try:
+            fd = open_log(path)
+        except OSError as error:
+            raise KernelError("logto", error.errno or 0, path) from error
+        self.flush()
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+        self._sink.redirect(2)
+        self._path = path
+
+    def reopen(self, rotate: bool) -> None:
+        """Open the log file again, for log rotation; with `rotate` move the old one aside first.
+
+        The old one becomes `PATH.UNIXTIME`, as in uWSGI. Daemons that run keep the file that
+        they have. Without a log file there is nothing to do, which is said.
+        """
+        if self._path is None:
+            self.put("there is no log file to open again")
+            return
+        try:
+            if rotate:
+                os.rename(self._path, f"{self._path}.{int(time.time())}")
+            self.open(self._path)
+        except OSError as error:
+            self.put(f"log file not opened again: {error}")

@@ -1,0 +1,398 @@
+"""The real world: performs what the supervisor's machines ask for, and brings events back.
+
+It implements `supervisor.Effects` with the other modules of `kernel`, each of which owns one
+subject, and holds what belongs to the master's process: the loop, the lives of the daemons, the
+hook that runs, the guard. It decides nothing about a daemon.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic_ns
+
+from lowsuper import report
+from lowsuper.errors import KernelError
+from lowsuper.events import (
+    DaemonNotStarted,
+    ExecOk,
+    Exited,
+    FifoByte,
+    HookEnded,
+    ReloadTouched,
+    Signalled,
+    SpawnFailed,
+    Timer,
+    Touched,
+)
+from lowsuper.kernel import native, process
+from lowsuper.kernel.domain import Domains
+from lowsuper.kernel.fifo import MasterFifo
+from lowsuper.kernel.life import Life
+from lowsuper.kernel.log import Log
+from lowsuper.kernel.loop import Loop
+from lowsuper.kernel.pidfile import remove_pidfile, write_pidfile
+from lowsuper.kernel.privilege import become, resolve, resolve_master
+from lowsuper.kernel.spawn import Spawner
+from lowsuper.kernel.watch import Watcher
+from lowsuper.plan import FdSource, Limit, build_environment, build_plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lowsuper.events import DaemonEvent, Note
+    from lowsuper.machine import State
+    from lowsuper.model import DaemonSpec, Hook, MasterSpec
+    from lowsuper.plan import SpawnPlan
+    from lowsuper.supervisor import Supervisor
+    from lowsuper.units import Ns, RunId
+
+SIGNALS = (1, 2, 3, 10, 12, 15, 17)  # HUP INT QUIT USR1 USR2 TERM CHLD
+SIGCHLD = 17
+RLIMIT_NOFILE = 7
+
+
+class World:
+    """Performs actions. Bind a supervisor, then `run`."""
+
+    def __init__(
+        self,
+        spec: MasterSpec,
+        log: Log,
+        load: Callable[[], MasterSpec | None],
+        announce: Callable[[], None],
+    ) -> None:
+        """Prepare everything that the first start needs.
+
+        Args:
+            spec: the configuration to begin with.
+            log: where lines go; closed by `run`.
+            load: reads the configuration again; None when it is bad, which it said.
+            announce: called once when every daemon was started.
+
+        Raises:
+            LowsuperError: this machine lacks something, or another master is in the way.
+        """
+        self._load, self._announce, self._log = load, announce, log
+        self._supervisor: Supervisor
+        self._exit_code: int | None = None
+        self._lives: dict[str, Life] = {}
+        self._children: dict[int, Callable[[], None]] = {}
+        self._over: list[Life] = []
+        self._plans: dict[str, tuple[DaemonSpec, SpawnPlan, str]] = {}
+        self._hook: Life | None = None
+        self._inherited = dict(os.environ)
+        self._pidfiles: set[str] = set()
+        native.set_child_subreaper()
+        self._loop = Loop()
+        self._loop.watch_signals(SIGNALS, self._on_signal)
+        log.attach(self._loop)
+        self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._limits = raise_file_limit()
+        self._spawner = Spawner()
+        self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
+        self._watcher = Watcher(self._loop)
+        self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
+        self.use(spec)
+        self._domains.prepare(spec)
+        if spec.master_fifo:
+            self._fifo.select(spec.master_fifo[0])
+
+    def run(self, supervisor: Supervisor) -> int:
+        """Run until the master has finished; return the exit code."""
+        self._supervisor = supervisor
+        supervisor.settle()
+        self._end_turn()
+        while self._exit_code is None:
+            self._loop.run_turn()
+            supervisor.settle()
+            self._end_turn()
+        self._close()
+        return self._exit_code
+
+    def _end_turn(self) -> None:
+        """Do what nobody waits for: close what is over, write the lines."""
+        if self._over:
+            over, self._over = self._over, []
+            for life in over:
+                self._release(life)
+        self._log.flush()
+
+    def _release(self, life: Life) -> None:
+        try:
+            life.release()
+        except OSError as error:
+            self.say_line(str(error))
+
+    def _close(self) -> None:
+        for life in self._lives.values():
+            self._release(life)
+        self._fifo.close(remove=self._supervisor.spec.vacuum)
+        for path in self._pidfiles:
+            try:
+                remove_pidfile(path, os.getpid())
+            except KernelError as error:
+                self.say_line(str(error))
+        self._domains.close()
+        self._watcher.close()
+        self._spawner.close()
+        self._log.flush()
+        self._loop.close()
+
+    # Time and words.
+
+    def now(self) -> Ns:
+        """Return CLOCK_MONOTONIC in nanoseconds."""
+        return monotonic_ns()
+
+    def set_timer(self, name: str, run: RunId, at: Ns) -> None:
+        """Set the daemon's only timer."""
+        self._loop.set_timer(name, at, lambda: self._supervisor.post_daemon(name, Timer(run)))
+
+    def cancel_timer(self, name: str) -> None:
+        """Forget the daemon's timer."""
+        self._loop.cancel_timer(name)
+
+    def say(self, note: Note) -> None:
+        """Tell the operator."""
+        self.say_line(report.format_note(note))
+
+    def say_line(self, line: str) -> None:
+        """Tell the operator something that no machine has decided."""
+        self._log.put(line)
+
+    def say_stats(self, states: Mapping[str, State]) -> None:
+        """Tell the operator the state of every daemon."""
+        now = self.now()
+        for name, state in states.items():
+            self.say_line(f"{name}: {report.describe_state(state, now)}")
+
+    # Daemons.
+
+    def spawn(self, spec: DaemonSpec, run: RunId) -> SpawnFailed | None:
+        """Start a program; what failed at once is returned, the rest comes as events."""
+        name, leaf = spec.name, None
+        before = self._lives.pop(name, None)
+        if before is not None:
+            self._over.append(before)
+        try:
+            plan, rung = self._plan(spec)
+            if rung == "cgroup":
+                leaf, self_write = self._domains.make_leaf(f"{name}.{run}")
+                child = self._spawner.spawn(plan, leaf_fd=leaf.directory_fd, self_write=self_write)
+            else:
+                child = self._spawner.spawn(plan)
+        except OSError as error:
+            if leaf is not None:
+                leaf.release()
+            call = error.call if isinstance(error, KernelError) else "open"
+            subject = error.subject if isinstance(error, KernelError) else str(error.filename or "")
+            return SpawnFailed(run, call, error.errno or 0, subject, cloned=False)
+
+        def post(event: DaemonEvent) -> None:
+            if life.over:
+                self._children.pop(life.pid, None)
+            self._supervisor.post_daemon(name, event)
+
+        life = Life(self._loop, run, plan, child, leaf, rung, post)
+        self._lives[name] = life
+        self._children[child.pid] = life.on_exit
+        return None
+
+    def _plan(self, spec: DaemonSpec) -> tuple[SpawnPlan, str]:
+        """Return the spawn plan of a daemon and the rung of its kill domain, made once."""
+        made = self._plans.get(spec.name)
+        if made is not None and made[0] is spec:
+            return made[1], made[2]
+        master = self._supervisor.spec
+        rung, role = self._domains.choose(spec, master)
+        stdin = 0 if spec.stdin or master.daemons_honour_stdin else self._null_fd
+        plan = build_plan(
+            spec.name,
+            spec.command,
+            self._env,
+            role=role,
+            new_pid_ns=spec.ns_pid,
+            identity=self._identities.get(spec.name),
+            chdir=spec.chdir,
+            fds=(FdSource(0, stdin), FdSource(1, 1), FdSource(2, 2)),
+            limits=self._limits,
+        )
+        self._plans[spec.name] = spec, plan, rung
+        return plan, rung
+
+    def signal(self, name: str, run: RunId, signal: int) -> None:
+        """Send a signal to a daemon and its group, or to what it left behind."""
+        self._act(name, run, lambda life: life.signal(signal))
+
+    def kill(self, name: str, run: RunId) -> None:
+        """SIGKILL everything of a daemon."""
+        self._act(name, run, lambda life: life.kill())
+
+    def _act(self, name: str, run: RunId, act: Callable[[Life], None]) -> None:
+        life = self._lives.get(name)
+        if life is None or life.run != run:
+            return
+        try:
+            act(life)
+        except OSError as error:
+            self.say_line(f"{name}: {error}")
+
+    # Hooks.
+
+    def run_hook(self, index: int, hook: Hook) -> None:
+        """Run a hook; HookEnded follows."""
+        name = f"exec-{hook.phase}"
+        plan = build_plan(
+            name,
+            hook.command,
+            self._env,
+            fds=(FdSource(0, self._null_fd), FdSource(1, 1), FdSource(2, 2)),
+            limits=self._limits,
+        )
+        failed = False
+
+        def post(event: DaemonEvent) -> None:
+            nonlocal failed
+            match event:
+                case SpawnFailed():
+                    failed = True
+                    self.say(DaemonNotStarted(name, event.step, event.errno, event.subject, None))
+                case Exited():
+                    self._children.pop(life.pid, None)
+                    self._over.append(life)
+                    self._hook = None
+                    self._supervisor.post(HookEnded(index, -1 if failed else event.status))
+                case ExecOk():
+                    failed = False
+                case _:
+                    raise AssertionError(event)
+
+        try:
+            child = self._spawner.spawn(plan)
+        except OSError as error:
+            self.say_line(f"{name}: {hook.command.text}: {error}")
+            self._supervisor.post(HookEnded(index, -1))
+            return
+        life = Life(self._loop, 1, plan, child, None, "process", post)
+        self._hook = life
+        self._children[child.pid] = life.on_exit
+
+    def kill_hook(self) -> None:
+        """SIGKILL the running hook."""
+        if self._hook is not None:
+            self._hook.kill()
+
+    # The master's own process.
+
+    def load(self) -> MasterSpec | None:
+        """Read the files again; None when they are bad, which was said."""
+        return self._load()
+
+    def use(self, spec: MasterSpec) -> None:
+        """Adopt a new configuration: identities, environment, directory, logs, watched files."""
+        self._identities = resolve(spec)
+        self._env = build_environment(self._inherited, spec.env)
+        self._plans.clear()
+        if spec.chdir is not None:
+            os.chdir(spec.chdir)
+        if spec.umask is not None:
+            os.umask(spec.umask)
+        if spec.procname_master or spec.auto_procname:
+            set_title(spec)
+        watched: list[tuple[str, Callable[[], None]]] = []
+        for daemon in spec.daemons:
+            for path in daemon.touch:
+                watched.append((path, self._toucher(daemon.name, path)))
+        for path in spec.touch_reload:
+            watched.append((path, self._reloader(path)))
+        for problem in self._watcher.replace(watched):
+            self.say_line(problem)
+
+    def _toucher(self, name: str, path: str) -> Callable[[], None]:
+        return lambda: self._supervisor.post_daemon(name, Touched(path))
+
+    def _reloader(self, path: str) -> Callable[[], None]:
+        return lambda: self._supervisor.post(ReloadTouched(path))
+
+    def write_pidfiles(self, spec: MasterSpec, dropped: bool) -> None:
+        """Write the pidfiles for before or after the drop of privileges."""
+        paths = (spec.pidfile2,) if dropped else (spec.pidfile, spec.safe_pidfile)
+        for path in paths:
+            if path is not None:
+                path = os.path.abspath(path)
+                try:
+                    write_pidfile(path, os.getpid())
+                    self._pidfiles.add(path)
+                except KernelError as error:
+                    self.say_line(str(error))
+
+    def drop_privileges(self, spec: MasterSpec) -> None:
+        """Become the configured user for good."""
+        identity = resolve_master(spec)
+        self._domains.delegate(identity.uid, identity.gid)
+        become(identity)
+        if identity.name:
+            self._env |= {"HOME": identity.home, "USER": identity.name, "LOGNAME": identity.name}
+        self._plans.clear()
+        if spec.logto2:
+            self._log.open(spec.logto2)
+
+    def reopen_logs(self, rotate: bool) -> None:
+        """Open the log file again."""
+        self._log.reopen(rotate)
+
+    def select_fifo(self, slot: int) -> None:
+        """Listen to another master FIFO."""
+        paths = self._supervisor.spec.master_fifo
+        if slot >= len(paths):
+            self.say_line(f"master-fifo {slot}: there is no such slot")
+            return
+        try:
+            self._fifo.select(paths[slot])
+        except KernelError as error:
+            self.say_line(str(error))
+
+    def announce(self) -> None:
+        """Tell whoever waits for the start."""
+        self._announce()
+
+    def finish(self, code: int) -> None:
+        """End after this turn."""
+        self._exit_code = code
+
+    # Signals.
+
+    def _on_signal(self, signal: int) -> None:
+        if signal == SIGCHLD:
+            self._reap()
+        else:
+            self._supervisor.post(Signalled(signal))
+
+    def _reap(self) -> None:
+        """Reap every child that has ended: ours by their own callbacks, adopted orphans here."""
+        while (pid := process.peek_child()) != 0:
+            callback = self._children.pop(pid, None)
+            if callback is None:
+                os.waitpid(pid, os.WNOHANG)
+            else:
+                callback()
+
+
+def set_title(spec: MasterSpec) -> None:
+    """Set the process title of the master."""
+    import prctl
+
+    title = spec.procname_master or "lowsuper master"
+    prctl.set_proctitle(f"{spec.procname_prefix}{title}{spec.procname_append}")
+
+
+def raise_file_limit() -> tuple[Limit, ...]:
+    """Let the master open as many files as it may, and return what gives daemons their old limit."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return ()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return (Limit(RLIMIT_NOFILE, soft, hard),)

@@ -1,0 +1,230 @@
+"""The wording of everything that the operator reads while lowsuper runs.
+
+One note, one line: which daemon, what happened, of what, after how long, what comes next.
+"""
+
+from __future__ import annotations
+
+from lowsuper.errors import assert_never
+from lowsuper.events import (
+    AllStarted,
+    DaemonDied,
+    DaemonEnding,
+    DaemonGone,
+    DaemonKilled,
+    DaemonNotStarted,
+    DaemonSlow,
+    DaemonStarted,
+    DaemonStuck,
+    HookFailed,
+    HookRuns,
+    MasterEnds,
+    MasterIgnores,
+    MasterKills,
+    MasterReloaded,
+    MasterReloads,
+    MasterStops,
+)
+from lowsuper.machine import Backoff, Broken, Down, Starting, Stopping, Up
+from lowsuper.units import SECOND, Ns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lowsuper.events import Note
+    from lowsuper.machine import State
+
+ENOENT, ENOEXEC, EACCES, EAGAIN, EPERM = 2, 8, 13, 11, 1
+
+ADVICE = {
+    ("execve", ENOENT): "there is no such program, or the interpreter in its first line is missing",
+    ("execve", ENOEXEC): "it is neither a binary for this machine nor a script with a #! line",
+    ("execve", EACCES): "it is not executable for this user, or its file system is noexec",
+    ("clone", EAGAIN): "the limit of processes is reached (ulimit -u, pids.max, kernel.pid_max)",
+    ("clone", EPERM): "namespaces need root (CAP_SYS_ADMIN)",
+    ("setresuid", EPERM): "only root can become another user",
+    ("setgroups", EPERM): "only root can become another user",
+}
+
+
+def format_duration(time: Ns) -> str:
+    """Return a length of time as people write it: `340 ms`, `5.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    if time < SECOND:
+        return f"{time // 1_000_000} ms"
+    seconds = time // SECOND
+    if seconds < 60:
+        tenths = time * 10 // SECOND % 10
+        return f"{seconds}.{tenths} s" if tenths else f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
+def format_signal(number: int) -> str:
+    """Return a signal's name with its number: `SIGKILL (9)`."""
+    from lowsuper.units import signal_name
+
+    name = signal_name(number)
+    return f"{name} ({number})" if name else f"signal {number}"
+
+
+def format_status(status: int | None) -> str:
+    """Return a wait status in words: `exited with 3`, `was killed by SIGKILL (9)`."""
+    if status is None:
+        return "ended"
+    signal = status & 0x7F
+    if signal:
+        core = " (core dumped)" if status & 0x80 else ""
+        return f"was killed by {format_signal(signal)}{core}"
+    return f"exited with {(status >> 8) & 0xFF}"
+
+
+def _next_start(pause: Ns | None) -> str:
+    if pause is None:
+        return "not tried again"
+    return "starting again" if pause == 0 else f"next try in {format_duration(pause)}"
+
+
+def _pid(pid: int) -> str:
+    return f"pid {pid} " if pid else ""
+
+
+def format_note(note: Note) -> str:
+    """Return the line for a note, without the program's name in front."""
+    match note:
+        case (
+            DaemonStarted()
+            | DaemonNotStarted()
+            | DaemonDied()
+            | DaemonEnding()
+            | DaemonKilled()
+            | DaemonGone()
+            | DaemonStuck()
+            | DaemonSlow()
+        ):
+            return f"{note.name}: {_daemon_words(note)}"
+        case _:
+            return _master_words(note)
+
+
+def _daemon_words(
+    note: DaemonStarted
+    | DaemonNotStarted
+    | DaemonDied
+    | DaemonEnding
+    | DaemonKilled
+    | DaemonGone
+    | DaemonStuck
+    | DaemonSlow,
+) -> str:
+    match note:
+        case DaemonStarted(pid=pid, uid=uid, gid=gid, rung=rung):
+            return f"started, pid {pid}, uid {uid}, gid {gid}, kill domain {rung}"
+        case DaemonNotStarted():
+            return _not_started(note)
+        case DaemonDied():
+            return _died(note)
+        case DaemonEnding(pid=pid, signal=signal, patience=patience, why=why):
+            return (
+                f"{why}: {format_signal(signal)} to pid {pid}, "
+                f"SIGKILL in {format_duration(patience)}"
+            )
+        case DaemonKilled(waited=0):
+            return "SIGKILL to all of it"
+        case DaemonKilled(waited=waited):
+            return f"still there after {format_duration(waited)}: SIGKILL to all of it"
+        case DaemonGone(pid=pid, status=status, took=took):
+            return f"{_pid(pid)}{format_status(status)}, nothing left after {format_duration(took)}"
+        case DaemonStuck(pid=pid, waited=waited, abandoned=abandoned):
+            end = "; given up" if abandoned else ""
+            return (
+                f"{_pid(pid)}is still there {format_duration(waited)} after it was to end, "
+                f"in spite of SIGKILL (a dead disk or network file system?){end}"
+            )
+        case DaemonSlow(waited=waited):
+            return (
+                f"has been starting for {format_duration(waited)} without reaching its program "
+                f"(a dead network file system?)"
+            )
+        case _:
+            assert_never(note)
+
+
+def _not_started(note: DaemonNotStarted) -> str:
+    if not note.step:
+        return f"killed before its program could run; {_next_start(note.retry)}"
+    from os import strerror
+
+    what = f"{note.step} {note.subject}".rstrip()
+    advice = ADVICE.get((note.step, note.errno))
+    reason = strerror(note.errno) + (f" ({advice})" if advice else "")
+    return f"{what}: {reason}; {_next_start(note.retry)}"
+
+
+def _died(note: DaemonDied) -> str:
+    what = f"{_pid(note.pid)}{format_status(note.status)} after {format_duration(note.age)}"
+    if note.left:
+        return f"{what} and left processes behind: ending them first"
+    if note.control:
+        return f"{what}; it is a control daemon, so the master ends with it"
+    return f"{what}; {_next_start(note.retry)}"
+
+
+def _master_words(
+    note: HookRuns
+    | HookFailed
+    | AllStarted
+    | MasterStops
+    | MasterKills
+    | MasterReloads
+    | MasterReloaded
+    | MasterIgnores
+    | MasterEnds,
+) -> str:
+    match note:
+        case HookRuns(phase=phase, command=command):
+            return f"exec-{phase}: {command}"
+        case HookFailed(phase=phase, command=command, status=status, fatal=fatal):
+            how = "could not be started" if status < 0 else format_status(status)
+            return f"exec-{phase}: {command}: {how}{'; giving up' if fatal else ''}"
+        case AllStarted(count=count, failed=failed, took=took):
+            some = f", {failed} could not be started yet" if failed else ""
+            return f"ready: {_daemons(count - failed)} up after {format_duration(took)}{some}"
+        case MasterStops(why=why, count=count):
+            return f"{why}: stopping {_daemons(count)}"
+        case MasterKills(why=why):
+            return f"{why} again: SIGKILL to everything"
+        case MasterReloads(why=why, brutal=brutal):
+            return f"{why}: reloading{' without waiting for anybody' if brutal else ''}"
+        case MasterReloaded(took=took):
+            return f"reloaded in {format_duration(took)}"
+        case MasterIgnores(what=what, reason=reason):
+            return f"{what}: ignored, {reason}"
+        case MasterEnds(code=code):
+            return f"everything has ended; exit status {code}"
+        case _:
+            assert_never(note)
+
+
+def _daemons(count: int) -> str:
+    return f"{count} daemon{'' if count == 1 else 's'}"
+
+
+def describe_state(state: State, now: Ns) -> str:
+    """Return a daemon's state in a few words, for the statistics."""
+    match state:
+        case Down():
+            return "down"
+        case Starting(since=since):
+            return f"starting for {format_duration(now - since)}"
+        case Broken():
+            return "start failed"
+        case Up(pid=pid, since=since):
+            return f"up, pid {pid}, for {format_duration(now - since)}"
+        case Stopping(pid=pid, since=since):
+            return f"stopping, {_pid(pid)}for {format_duration(now - since)}"
+        case Backoff(until=until):
+            return f"waiting, next try in {format_duration(max(0, until - now))}"
+        case _:
+            assert_never(state)
