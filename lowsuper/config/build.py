@@ -1,0 +1,254 @@
+"""From the options that were read to a `MasterSpec`, or to all that is wrong with them.
+
+Pure. One function per kind of option; the daemons are `daemons`' work.
+"""
+
+from __future__ import annotations
+
+from lowsuper.command import parse_command
+from lowsuper.config import keys, options
+from lowsuper.config.daemons import DaemonBuilder
+from lowsuper.config.expand import has_unknown, suggest
+from lowsuper.errors import ConfigError
+from lowsuper.model import EnvChange, Hook, MasterSpec, Problem
+from lowsuper.units import parse_bool, parse_duration, parse_mode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lowsuper.config.dialect import Option, Reading
+    from lowsuper.config.options import OptionRow
+
+DEFAULT_LOG_DATE = "%a %b %e %H:%M:%S %Y"
+"""What `log-date` without a format means: ctime(3)'s."""
+
+DEFAULT_NAME = "lowsuper"
+_RUNGS = ("auto", "cgroup", "shim")
+_ROOTS = ("0", "root")
+_FOR_APPLICATIONS = "does nothing here: lowsuper runs no application"
+
+
+class Builder:
+    """Collects one specification; `build` does it, once."""
+
+    def __init__(self, reading: Reading, directories: Mapping[str, tuple[EnvChange, ...]]) -> None:
+        """Take what was read.
+
+        Args:
+            reading: the options.
+            directories: what each `envdir` holds.
+        """
+        self._reading = reading
+        self._directories = directories
+        self._problems = list(reading.problems)
+        self._fields: dict[str, object] = {}
+        self._lists: dict[str, list[str]] = {}
+        self._hooks: list[Hook] = []
+        self._env: list[EnvChange] = []
+        self._late_env: list[EnvChange] = []
+        self._noticed: set[str] = set()
+        self._daemons = DaemonBuilder(self._problems)
+        self._kinds: dict[str, Callable[[OptionRow, Option], None]] = {
+            options.FLAG: self._take_flag,
+            options.TEXT: self._take_text,
+            options.MODE: self._take_mode,
+            options.DURATION: self._take_duration,
+            options.TEXTS: self._take_texts,
+            options.HOOK: self._take_hook,
+            options.ENV: self._take_env,
+            options.UNENV: self._take_unenv,
+            options.ENVDIR: self._take_envdir,
+            options.DAEMON: self._take_daemon,
+            options.DAEMON2: self._take_daemon2,
+            options.LOG_DATE: self._take_log_date,
+            options.NAME: self._take_name,
+            options.PREFIX: self._take_prefix,
+            options.RUNG: self._take_rung,
+            options.ACCEPTED: self._take_accepted,
+        }
+
+    def build(self) -> MasterSpec:
+        """Return the specification.
+
+        Raises:
+            ConfigError: with everything that is wrong, and the warnings too.
+        """
+        for option in self._reading.options:
+            if option.daemon:
+                self._daemons.add_key(option)
+            elif not option.placeholder and not options.find_reader_option(option.name):
+                self._take(option)
+        daemons = self._daemons.finish()
+        lists = {field: tuple(values) for field, values in self._lists.items()}
+        spec = MasterSpec(
+            name=self._find_name(),
+            files=self._reading.files,
+            daemons=daemons,
+            hooks=tuple(self._hooks),
+            env=(*self._env, *self._late_env),
+        ).replace(**self._fields, **lists)
+        self._require_root(spec)
+        problems = tuple(dict.fromkeys(self._problems))
+        if any(problem.is_error for problem in problems):
+            raise ConfigError(problems)
+        return spec.replace(notices=problems)
+
+    def _find_name(self) -> str:
+        name = self._fields.pop("name", "")
+        if not name and self._reading.files:
+            base = self._reading.files[0].rpartition("/")[2]
+            name = keys.clean_name(base.removesuffix(".ini"))
+        return str(name or DEFAULT_NAME)
+
+    def _fault(self, option: Option, reason: str, advice: str = "") -> None:
+        self._problems.append(Problem(option.origin, reason, advice=advice))
+
+    def _warn(self, option: Option, reason: str, advice: str = "") -> None:
+        self._problems.append(Problem(option.origin, reason, advice=advice, is_error=False))
+
+    def _take(self, option: Option) -> None:
+        """Apply one option, or say why not."""
+        row = options.find_row(option.name)
+        if row is None:
+            self._take_other(option)
+        elif has_unknown(option.value):
+            self._warn(option, "was not looked at: a command gives its value", "use --exec")
+        elif "\0" in option.value:
+            self._fault(option, "holds a NUL byte")
+        else:
+            try:
+                self._kinds[row.kind](row, option)
+            except ValueError as error:
+                self._fault(option, str(error))
+
+    def _take_other(self, option: Option) -> None:
+        """Judge an option that is not applied."""
+        name = option.name
+        if options.is_refused(name):
+            self._fault(option, *options.explain_refusal(name))
+        elif options.is_ignored(name):
+            self._notice_ignored(option)
+        elif name not in self._reading.used and option.origin.file != "environment":
+            self._warn_unused(option)
+
+    def _notice_ignored(self, option: Option) -> None:
+        if option.name in self._noticed:
+            return
+        self._noticed.add(option.name)
+        if option.name == "socket":
+            self._warn(option, "binds only if a daemon asks for it")
+        else:
+            self._warn(option, _FOR_APPLICATIONS)
+
+    def _warn_unused(self, option: Option) -> None:
+        first, blank, rest = option.name.partition(" ")
+        if blank and options.is_option(first):
+            after = f"={option.value}" if option.value else ""
+            advice = f"did you mean {first} = {rest.strip()}{after}?"
+            self._warn(option, "there is no such option: a key ends at the =", advice)
+            return
+        self._warn(
+            option,
+            "there is no such option, and nothing uses it as a placeholder",
+            suggest(option.name, options.list_names(), 0.75),
+        )
+
+    # One function for each kind.
+
+    def _take_flag(self, row: OptionRow, option: Option) -> None:
+        self._fields[row.field] = parse_bool(option.value)
+
+    def _take_text(self, row: OptionRow, option: Option) -> None:
+        if not option.value:
+            raise ValueError("needs a value")
+        if option.name == "procname" and row.field in self._fields:
+            return
+        self._fields[row.field] = option.value
+        if row.names[0].startswith("procname"):
+            self._fields["auto_procname"] = True
+
+    def _take_prefix(self, row: OptionRow, option: Option) -> None:
+        self._fields[row.field] = option.value + " "
+        self._fields["auto_procname"] = True
+
+    def _take_mode(self, row: OptionRow, option: Option) -> None:
+        self._fields[row.field] = parse_mode(option.value)
+
+    def _take_duration(self, row: OptionRow, option: Option) -> None:
+        self._fields[row.field] = parse_duration(option.value)
+
+    def _take_texts(self, row: OptionRow, option: Option) -> None:
+        if not option.value:
+            raise ValueError("needs a value")
+        self._lists.setdefault(row.field, []).append(option.value)
+
+    def _take_hook(self, row: OptionRow, option: Option) -> None:
+        self._hooks.append(Hook(row.field, parse_command(option.value), option.origin))
+
+    def _take_env(self, _row: OptionRow, option: Option) -> None:
+        name, equals, value = option.value.partition("=")
+        if not equals or not name.strip():
+            raise ValueError("is not NAME=value")
+        self._env.append(EnvChange(name, value))
+
+    def _take_unenv(self, _row: OptionRow, option: Option) -> None:
+        if not option.value or "=" in option.value:
+            raise ValueError("is not the name of a variable")
+        self._env.append(EnvChange(option.value, None))
+
+    def _take_envdir(self, _row: OptionRow, option: Option) -> None:
+        # As in uWSGI, what envdir says comes after all of env.
+        self._late_env.extend(self._directories.get(option.value, ()))
+
+    def _take_daemon(self, row: OptionRow, option: Option) -> None:
+        self._daemons.add_command(option, control=bool(row.field))
+
+    def _take_daemon2(self, _row: OptionRow, option: Option) -> None:
+        self._daemons.add_keyval(option)
+
+    def _take_log_date(self, row: OptionRow, option: Option) -> None:
+        try:
+            self._fields[row.field] = DEFAULT_LOG_DATE if parse_bool(option.value) else None
+        except ValueError:
+            self._fields[row.field] = option.value
+
+    def _take_name(self, row: OptionRow, option: Option) -> None:
+        self._fields[row.field] = keys.parse_name(option.value)
+
+    def _take_rung(self, row: OptionRow, option: Option) -> None:
+        if option.value not in _RUNGS:
+            raise ValueError(f"is none of {', '.join(_RUNGS)}")
+        self._fields[row.field] = option.value
+
+    def _take_accepted(self, _row: OptionRow, option: Option) -> None:
+        parse_bool(option.value)
+
+    def _require_root(self, spec: MasterSpec) -> None:
+        """Refuse daemons that want another identity than that to which the master drops."""
+        drops = spec.user not in (None, *_ROOTS) or spec.group not in (None, *_ROOTS)
+        if not drops or spec.master_as_root:
+            return
+        for daemon in spec.daemons:
+            for mine, its, key in (
+                (spec.user, daemon.user, "uid"),
+                (spec.group, daemon.group, "gid"),
+            ):
+                if its is not None and its != mine:
+                    origin = self._daemons.find_origin(daemon.name, key)
+                    reason = "the master drops its privileges and cannot change to it"
+                    advice = "set master-as-root = true"
+                    self._problems.append(Problem(origin, reason, daemon.name, advice))
+
+
+def build_spec(reading: Reading, directories: Mapping[str, tuple[EnvChange, ...]]) -> MasterSpec:
+    """Return what the options mean.
+
+    Args:
+        reading: the options, as `dialect` read them.
+        directories: the changes that each directory named by `envdir` asks for.
+
+    Raises:
+        ConfigError: with all problems; its warnings are among them.
+    """
+    return Builder(reading, directories).build()

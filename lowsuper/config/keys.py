@@ -1,0 +1,158 @@
+"""The one table of daemon keys: `attach-daemon2` and `[daemon:NAME]` read the same ones.
+
+A new key is a row here, a field of `model.DaemonSpec`, and its one consumer.
+"""
+
+from __future__ import annotations
+
+from lowsuper import units
+from lowsuper.command import parse_command
+from lowsuper.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NAME_LENGTH = 64
+"""The longest name of a daemon or an instance, in bytes: it becomes a directory's name."""
+
+_NAME_MARKS = "-_.@:+"
+
+
+class Key(Record):
+    """One key of a daemon."""
+
+    names: tuple[str, ...]  # the first is the one to show
+    parse: Callable[[str], object]  # the text to the field's value; raises ValueError
+    field: str  # of model.DaemonSpec
+    help: str
+    is_flag: bool = False  # may stand without "="
+
+
+def _parse_text(text: str) -> str:
+    if not text:
+        raise ValueError("is empty")
+    if "\0" in text:
+        raise ValueError("holds a NUL byte")
+    return text
+
+
+def parse_name(text: str) -> str:
+    """Return the name of a daemon or an instance.
+
+    Raises:
+        ValueError: it is not fit for the name of a directory.
+    """
+    if not text:
+        raise ValueError("is empty")
+    if len(text.encode("utf-8", "surrogateescape")) > NAME_LENGTH:
+        raise ValueError(f"is longer than {NAME_LENGTH} bytes")
+    if text.startswith("."):
+        raise ValueError("begins with a dot")
+    for char in text:
+        if not (char.isascii() and char.isalnum()) and char not in _NAME_MARKS:
+            raise ValueError(f"holds {char!r}; names have letters, digits and {_NAME_MARKS} only")
+    return text
+
+
+def clean_name(text: str) -> str:
+    """Return a text made fit for a name; "" when nothing is left."""
+    kept = (
+        char if char.isascii() and (char.isalnum() or char in _NAME_MARKS) else "-" for char in text
+    )
+    return "".join(kept).strip("-").lstrip(".-")[: NAME_LENGTH - 8]
+
+
+def parse_touch(text: str) -> tuple[str, ...]:
+    """Return the files of `a;b;"c;d"`: quotes and backslashes protect a semicolon.
+
+    Raises:
+        ValueError: a quote has no end, or there is no file.
+    """
+    files: list[str] = []
+    current: list[str] = []
+    quote = ""
+    escaped = False
+    for char in text:
+        if escaped:
+            current.append(char)
+            escaped = False
+        elif char == "\\":
+            escaped = True
+        elif quote:
+            if char == quote:
+                quote = ""
+            else:
+                current.append(char)
+        elif char in "\"'":
+            quote = char
+        elif char == ";":
+            files.append("".join(current).strip())
+            current.clear()
+        else:
+            current.append(char)
+    if quote:
+        raise ValueError(f"a {quote} has no end")
+    files.append("".join(current).strip())
+    found = tuple(name for name in files if name)
+    if not found:
+        raise ValueError("is empty")
+    return found
+
+
+KEYS = (
+    Key(("command", "cmd", "exec"), parse_command, "command", "what to run"),
+    Key(("name",), parse_name, "name", "name of the daemon; else its program's"),
+    Key(("control",), units.parse_bool, "control", "when it ends, lowsuper stops", True),
+    Key(("touch",), parse_touch, "touch", "files, parted by ;, whose change restarts it"),
+    Key(("stopsignal", "stop_signal"), units.parse_signal, "stop_signal", "signal that stops it"),
+    Key(
+        ("reloadsignal", "reload_signal"),
+        units.parse_signal,
+        "reload_signal",
+        "signal that stops it for a reload; else stopsignal",
+    ),
+    Key(("stdin",), units.parse_bool, "stdin", "keep standard input", True),
+    Key(("uid", "user"), _parse_text, "user", "user, by name or number"),
+    Key(("gid", "group"), _parse_text, "group", "group, by name or number"),
+    Key(("ns_pid",), units.parse_bool, "ns_pid", "a pid namespace of its own", True),
+    Key(("ns_init",), units.parse_bool, "ns_init", "with a small init in it (the default)", True),
+    Key(("chdir",), _parse_text, "chdir", "working directory"),
+    Key(("max_throttle",), units.parse_duration, "max_throttle", "longest pause between starts"),
+    Key(("stop_timeout",), units.parse_duration, "stop_timeout", "from stop signal to SIGKILL"),
+)
+"""Every daemon key."""
+
+NAMES = {name: key for key in KEYS for name in key.names}
+"""Every name of a daemon key."""
+
+_LATER_NAMES = (
+    "freq pidfile daemonize daemon notifypid legion groups env envfile clean_env type requires"
+    " after ready start_timeout restart max_restarts log umask nice caps no_new_privs listen"
+    " watchdog namespaces"
+)
+_LATER = frozenset(_LATER_NAMES.split())
+_LATER_PREFIXES = ("rlimit_", "cgroup_")
+LATER_FLAGS = frozenset(("daemonize", "daemon", "notifypid", "clean_env", "no_new_privs"))
+"""Keys of later versions that may stand without "="."""
+
+
+def normalize(name: str) -> str:
+    """Return a key's name with underscores for hyphens."""
+    return name.strip().replace("-", "_")
+
+
+def find_key(name: str) -> Key | None:
+    """Return the row of a key, hyphen and underscore alike, or None."""
+    return NAMES.get(normalize(name))
+
+
+def is_later(name: str) -> bool:
+    """Tell whether a key belongs to a later version and is refused."""
+    name = normalize(name)
+    return name in _LATER or name.startswith(_LATER_PREFIXES)
+
+
+def list_names() -> list[str]:
+    """Return every known name, for suggestions."""
+    return [*NAMES, *_LATER]

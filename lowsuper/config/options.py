@@ -1,0 +1,236 @@
+"""The one table of the instance's options, and how their names are looked up.
+
+An option is known in one of four ways: it acts while files are read (`READER_OPTIONS`), it is
+applied (`OPTIONS`), it belongs to a later version and is refused (`is_refused`), or it is an
+application server's and does nothing (`config.known`). Any other key is a placeholder.
+"""
+
+from __future__ import annotations
+
+from lowsuper.record import Record
+
+# How a value is read and where it goes; `config.build` has one function for each.
+FLAG = "flag"  # a bool field
+TEXT = "text"  # a field with one text; empty is an error
+MODE = "mode"
+DURATION = "duration"
+TEXTS = "texts"  # appended to a tuple field
+HOOK = "hook"  # `field` is the phase
+ENV = "env"
+UNENV = "unenv"
+ENVDIR = "envdir"
+DAEMON = "daemon"  # `field` is "control", or ""
+DAEMON2 = "daemon2"
+LOG_DATE = "log-date"
+NAME = "name"
+PREFIX = "prefix"  # a text that a blank is added to
+RUNG = "rung"
+ACCEPTED = "accepted"  # what it asks for is always so
+
+
+class OptionRow(Record):
+    """One option of the instance."""
+
+    names: tuple[str, ...]  # the first is the one to show
+    kind: str
+    field: str = ""  # of MasterSpec
+    help: str = ""
+    short: str = ""  # its letter on the command line
+
+
+def _row(names: str, kind: str, field: str = "", help_: str = "", short: str = "") -> OptionRow:
+    return OptionRow(tuple(names.split()), kind, field, help_, short)
+
+
+OPTIONS = (
+    _row("attach-daemon", DAEMON, "", "run a command, and again whenever it ends"),
+    _row("attach-control-daemon", DAEMON, "control", "the same; when it ends, lowsuper stops"),
+    _row("attach-daemon2", DAEMON2, "", "a daemon given as key=value,key=value"),
+    _row("daemons-honour-stdin", FLAG, "daemons_honour_stdin", "daemons keep standard input"),
+    _row("honour-stdin", FLAG, "honour_stdin", "keep standard input"),
+    _row("env", ENV, "", "set an environment variable: NAME=value"),
+    _row("unenv", UNENV, "", "remove an environment variable"),
+    _row("envdir", ENVDIR, "", "set a variable for each file of a directory"),
+    _row("chdir", TEXT, "chdir", "working directory of the master and its daemons"),
+    _row("umask", MODE, "umask", "file mode creation mask, in octal"),
+    _row("uid", TEXT, "user", "user that the master becomes"),
+    _row("gid", TEXT, "group", "group that the master becomes"),
+    _row("add-gid", TEXTS, "add_groups", "a supplementary group"),
+    _row("master-as-root", FLAG, "master_as_root", "uid and gid are for daemons only"),
+    _row("reload-mercy", DURATION, "reload_mercy", "time between the stop signal and SIGKILL"),
+    _row("die-on-term", FLAG, "die_on_term", "SIGTERM stops (the default)"),
+    _row("exit-on-reload", FLAG, "exit_on_reload", "end where a reload is asked for"),
+    _row("pidfile", TEXT, "pidfile", "pidfile, written before privileges are dropped"),
+    _row("pidfile2", TEXT, "pidfile2", "pidfile, written after"),
+    _row("safe-pidfile", TEXT, "safe_pidfile", "pidfile, removed only while it is ours"),
+    _row("daemonize", TEXT, "daemonize", "go to the background and log to this file", "d"),
+    _row("daemonize2", TEXT, "daemonize2", "the same, once the daemons were started"),
+    _row("logto", TEXT, "logto", "log file"),
+    _row("logto2", TEXT, "logto2", "log file, opened after privileges are dropped"),
+    _row("log-date logdate", LOG_DATE, "log_date", "begin log lines with the date"),
+    _row("touch-reload", TEXTS, "touch_reload", "reload when this file changes"),
+    _row("procname-master procname", TEXT, "procname_master", "process title of the master"),
+    _row("auto-procname", FLAG, "auto_procname", "set the process title"),
+    _row("procname-prefix", TEXT, "procname_prefix", "begin process titles with this"),
+    _row("procname-prefix-spaced", PREFIX, "procname_prefix", "the same and a blank"),
+    _row("procname-append", TEXT, "procname_append", "end process titles with this"),
+    _row("vacuum", FLAG, "vacuum", "remove pidfiles and fifos at the end"),
+    _row("master", ACCEPTED, "", "accepted: there is always a master", "M"),
+    _row("master-fifo", TEXTS, "master_fifo", "take commands from this fifo"),
+    _row("exec-asap", HOOK, "asap", "run a command first of all"),
+    _row("exec-pre-jail", HOOK, "pre-jail", "run a command before the jail is made"),
+    _row("exec-in-jail", HOOK, "in-jail", "run a command in the jail"),
+    _row("exec-as-root", HOOK, "as-root", "run a command before privileges are dropped"),
+    _row("exec-as-user", HOOK, "as-user", "run a command after privileges are dropped"),
+    _row("exec-as-user-atexit", HOOK, "as-user-atexit", "run a command at the end"),
+    _row("instance", NAME, "name", "name of this instance"),
+    _row("kill-domain", RUNG, "kill_domain", "auto, cgroup or shim"),
+)
+"""Every option that is applied."""
+
+FLAG_KINDS = frozenset((FLAG, ACCEPTED))
+
+READER_OPTIONS = {
+    "ini": True,
+    "config": True,
+    "include": True,
+    "inherit": True,
+    "set": True,
+    "set-ph": True,
+    "set-placeholder": True,
+    "declare-option": True,
+    "declare-option2": True,
+    "strict": False,
+    "early-envdir": True,
+    "for": True,
+    "for-glob": True,
+    "for-times": True,
+    "for-readline": True,
+    "if-opt": True,
+    "if-not-opt": True,
+    "if-env": True,
+    "if-not-env": True,
+    "ifenv": True,
+    "if-reload": False,
+    "if-not-reload": False,
+    "if-hostname": True,
+    "if-not-hostname": True,
+    "if-hostname-match": True,
+    "if-not-hostname-match": True,
+    "if-exists": True,
+    "if-not-exists": True,
+    "ifexists": True,
+    "if-plugin": True,
+    "if-not-plugin": True,
+    "ifplugin": True,
+    "if-file": True,
+    "if-not-file": True,
+    "if-dir": True,
+    "if-not-dir": True,
+    "ifdir": True,
+    "if-directory": True,
+    "else": False,
+    "end": False,
+    "endfor": False,
+    "end-for": False,
+    "endif": False,
+    "end-if": False,
+}
+"""What acts while files are read, and whether it takes an argument on the command line."""
+
+_ADVICE = {
+    "chdir2": "use chdir",
+    "drop-after-apps": "uid and gid act after the as-root hooks",
+    "drop-after-init": "uid and gid act after the as-root hooks",
+    "force-cwd": "start lowsuper in that directory",
+    "immediate-gid": "use gid",
+    "immediate-uid": "use uid",
+    "inject-after": "use include",
+    "inject-before": "use include",
+    "no-initgroups": "give gid and a number as uid: the other groups are then cleared",
+    "resolve": "write the address into a file and use @(file)",
+    "safe-pidfile2": "use safe-pidfile",
+    "smart-attach-daemon": "let attach-daemon run it in the foreground",
+    "smart-attach-daemon2": "let attach-daemon run it in the foreground",
+}
+_OTHER_FORMATS = ("xml", "xmlconfig", "yaml", "yml", "json", "js")
+
+NAMES = {name: row for row in OPTIONS for name in row.names}
+"""Every name of an option that is applied."""
+
+
+def normalize(name: str) -> str:
+    """Return an option's name with hyphens for underscores."""
+    return name.replace("_", "-")
+
+
+def find_row(name: str) -> OptionRow | None:
+    """Return the row of an option that is applied, hyphen and underscore alike, or None."""
+    return NAMES.get(name) or NAMES.get(normalize(name))
+
+
+def find_reader_option(name: str) -> str:
+    """Return the name of an option that acts while files are read, or ""."""
+    name = normalize(name)
+    return name if name in READER_OPTIONS else ""
+
+
+def is_refused(name: str) -> bool:
+    """Tell whether an option belongs to a later version, or to another format."""
+    from lowsuper.config.known import LATER  # long, and many files hold only applied options
+
+    name = normalize(name)
+    return name in LATER or name in _OTHER_FORMATS
+
+
+def explain_refusal(name: str) -> tuple[str, str]:
+    """Return why a refused option is refused, and advice or ""."""
+    name = normalize(name)
+    if name in _OTHER_FORMATS:
+        return "lowsuper reads ini files only", "write the options into a [uwsgi] section"
+    return "is not available in this version of lowsuper", _ADVICE.get(name, "")
+
+
+def is_ignored(name: str) -> bool:
+    """Tell whether an option is one of an application server's."""
+    from lowsuper.config.known import APPLICATION
+
+    return name in APPLICATION or normalize(name) in APPLICATION
+
+
+def is_option(name: str) -> bool:
+    """Tell whether a name is an option of any kind, and so cannot be a placeholder."""
+    return (
+        find_row(name) is not None
+        or bool(find_reader_option(name))
+        or is_refused(name)
+        or is_ignored(name)
+    )
+
+
+def list_names() -> list[str]:
+    """Return every known name, for suggestions: what is applied comes first."""
+    from lowsuper.config.known import APPLICATION, LATER
+
+    return [*NAMES, *READER_OPTIONS, *sorted(LATER), *sorted(APPLICATION)]
+
+
+def find_short(letter: str) -> str:
+    """Return the name of the option that has a letter on the command line, or ""."""
+    from lowsuper.config.known import SHORT
+
+    for row in OPTIONS:
+        if row.short == letter:
+            return row.names[0]
+    return {"S": "set"}.get(letter) or SHORT.get(letter, "")
+
+
+def takes_argument(name: str) -> bool:
+    """Tell whether a known option is followed by an argument on the command line."""
+    from lowsuper.config.known import WITHOUT_ARGUMENT
+
+    row = find_row(name)
+    if row is not None:
+        return row.kind not in FLAG_KINDS and row.kind != LOG_DATE
+    name = normalize(name)
+    return READER_OPTIONS.get(name, name not in WITHOUT_ARGUMENT)
