@@ -10,12 +10,14 @@ Rule: records do not inherit from each other.
 
 from __future__ import annotations
 
-from _collections import _tuplegetter  # what collections.namedtuple uses for its fields
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Self, dataclass_transform
+    from typing import Any, ClassVar, Self, dataclass_transform
+
+    def _tuplegetter(index: int, doc: str | None) -> object: ...
+
 else:
+    from _collections import _tuplegetter  # what collections.namedtuple uses for its fields
 
     def dataclass_transform(**_):
         return lambda cls: cls
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     class Record(metaclass=RecordMeta):
         """The base of every record: see the module."""
 
-        __match_args__: tuple[str, ...]
+        __match_args__: ClassVar[tuple[str, ...]]
 
         def replace(self, **changes: Any) -> Self:
             """Return a copy with some fields changed."""
