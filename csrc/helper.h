@@ -1,0 +1,60 @@
+/*
+ * What the files of the static program share: the task, which is the plan with its strings found,
+ * and the entry point of each role.
+ */
+#ifndef LOWSUPER_HELPER_H
+#define LOWSUPER_HELPER_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "spawn.h"
+
+struct task {
+	struct lowsuper_head head;
+	const struct lowsuper_plan *plan;
+	const struct lowsuper_limit *limits;
+	struct lowsuper_fd *fds;	/* `fd` is changed while they are moved */
+	const uint32_t *groups;
+	const char *chdir;
+	char **programs;
+	char **argv;			/* ends with NULL, as envp */
+	char **envp;
+	char **paths;			/* of the fds without a descriptor, in their order */
+	pid_t parent;			/* the role whose child this is, or 0: the master */
+};
+
+/* task.c: read the plan from `fd` and close it. Without a plan to say where, only _exit(127). */
+void task_read(struct task *task, int fd);
+
+/* child.c: write one error record and end. */
+_Noreturn void task_fail(const struct task *task, enum lowsuper_step step, int err, int32_t arg);
+
+/* child.c: the steps of the process that was cloned, whatever its role. */
+void child_enter(struct task *task);
+
+/* child.c: the steps of the daemon's first process, the last of which is its execve. */
+_Noreturn void child_run(struct task *task);
+
+/*
+ * keeper.c: what nsinit and shim have in common. A keeper is the parent of the daemon's first
+ * process, outlives it until nothing is left in its domain, and ends with its exit code.
+ */
+struct keeper {
+	const char *name;		/* for the process list: 15 characters */
+	int forwards;			/* signals from outside go on to the daemon */
+	void (*kill_all)(void);		/* SIGKILL, again after every child that was reaped */
+	void (*signal_all)(int signo);
+};
+
+_Noreturn void keeper_run(struct task *task, const struct keeper *keeper);
+
+/* keeper.c: close all descriptors but 2 and these (-1: none); sorts them. */
+void keep_fds(int *fds, int count);
+
+/* The roles, each for the rest of the process's life. */
+_Noreturn void nsinit_run(struct task *task);
+_Noreturn void shim_run(struct task *task);
+_Noreturn void guard_run(struct task *task);
+
+#endif

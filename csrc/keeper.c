@@ -1,0 +1,226 @@
+/*
+ * The process between the master and a daemon: starts the daemon, tells the master its pidfd and
+ * its raw exit status, takes commands, reaps, and leaves when its domain is empty. What "everyone
+ * in the domain" means is the role's: a pid namespace (nsinit.c) or a subtree (shim.c).
+ *
+ * All signals have been blocked since before this process existed, so none is lost and none can
+ * end it but SIGKILL.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "helper.h"
+#include "syscalls.h"
+
+struct kept {
+	const struct keeper *keeper;
+	pid_t daemon;			/* 0: reaped, its number may belong to another process */
+	int status;			/* raw wait status, once it is reaped */
+	int killing;
+	int dies;			/* with the master */
+	struct pollfd signals;
+	struct pollfd channel;
+	struct pollfd master;
+};
+
+void keep_fds(int *fds, int count)
+{
+	unsigned next = 0;
+
+	for (int i = 1; i < count; i++)
+		for (int j = i; j > 0 && fds[j - 1] > fds[j]; j--) {
+			const int fd = fds[j];
+
+			fds[j] = fds[j - 1];
+			fds[j - 1] = fd;
+		}
+	for (int i = 0; i < count; i++) {
+		if (fds[i] < 0)
+			continue;
+		if (fds[i] > (int)next)
+			sys_close_range(next, (unsigned)fds[i] - 1, 0);
+		next = (unsigned)fds[i] + 1;
+	}
+	sys_close_range(next, ~0u, 0);
+}
+
+static void tell(const struct kept *kept, struct lowsuper_message message, int pass_fd)
+{
+	if (kept->channel.fd >= 0)
+		lowsuper_send(kept->channel.fd, &message, sizeof message, pass_fd);
+}
+
+static void start_daemon(struct task *task, struct kept *kept)
+{
+	const pid_t self = getpid();
+	int pidfd;
+
+	kept->daemon = fork();
+	if (kept->daemon < 0)
+		task_fail(task, LOWSUPER_STEP_FORK, errno, 0);
+	if (kept->daemon == 0) {
+		task->parent = self;
+		child_run(task);
+	}
+	/* It cannot be another process of that number: nobody but we can reap it. */
+	pidfd = sys_pidfd_open(kept->daemon);
+	tell(kept, (struct lowsuper_message){ .op = LOWSUPER_STARTED }, pidfd);
+}
+
+static _Noreturn void leave(const struct kept *kept)
+{
+	_exit(WIFSIGNALED(kept->status) ? 128 + WTERMSIG(kept->status) : WEXITSTATUS(kept->status));
+}
+
+static void reap(struct kept *kept)
+{
+	const pid_t daemon = kept->daemon;
+	int status, left;
+	pid_t pid;
+
+	/* __WALL: children made with another exit signal than SIGCHLD too. */
+	while ((pid = waitpid(-1, &status, WNOHANG | __WALL)) > 0) {
+		if (pid == kept->daemon) {
+			kept->daemon = 0;
+			kept->status = status;
+		}
+	}
+	/* What the daemon left behind has been ours since it died, so this is the whole truth. */
+	left = !(pid < 0 && errno == ECHILD);
+	if (daemon && !kept->daemon)
+		tell(kept,
+		     (struct lowsuper_message){
+			     .op = LOWSUPER_EXITED, .value = kept->status, .left = left },
+		     -1);
+	if (!left)
+		leave(kept);
+	/* Those whose parent we reaped are our children now. */
+	if (kept->killing)
+		kept->keeper->kill_all();
+}
+
+static void kill_domain(struct kept *kept)
+{
+	kept->killing = 1;
+	kept->keeper->kill_all();
+}
+
+/*
+ * To the daemon's process group, as uWSGI does, and to the daemon, if it left the group or has not
+ * made it yet. Not once it is reaped: both numbers may belong to others then.
+ */
+static void signal_daemon(const struct kept *kept, int signo)
+{
+	if (!kept->daemon)
+		return;
+	if (kill(-kept->daemon, signo) || getpgid(kept->daemon) != kept->daemon)
+		kill(kept->daemon, signo);
+}
+
+static void obey(struct kept *kept, const struct lowsuper_message *message)
+{
+	const int known = message->value > 0 && message->value < _NSIG;
+
+	if (message->op == LOWSUPER_SIGNAL && known)
+		signal_daemon(kept, message->value);
+	else if (message->op == LOWSUPER_SIGNAL_ALL && known)
+		kept->keeper->signal_all(message->value);
+	else if (message->op == LOWSUPER_KILL)
+		kill_domain(kept);
+}
+
+static void master_is_gone(struct kept *kept)
+{
+	kept->channel.fd = -1;
+	kept->master.fd = -1;
+	if (kept->dies)
+		kill_domain(kept);
+}
+
+static void read_channel(struct kept *kept)
+{
+	struct lowsuper_message message;
+	int passed_fd;
+	const int size = lowsuper_receive(kept->channel.fd, &message, sizeof message, &passed_fd);
+
+	if (passed_fd >= 0)
+		close(passed_fd);
+	if (size == (int)sizeof message)
+		obey(kept, &message);
+	else if (size == 0 || (size < 0 && size != -EAGAIN))
+		master_is_gone(kept); /* the other end was closed, or dropped with unread data */
+}
+
+static void read_signals(struct kept *kept)
+{
+	struct signalfd_siginfo info;
+
+	while (read(kept->signals.fd, &info, sizeof info) == (ssize_t)sizeof info) {
+		/* From outside of our pid namespace the sender's pid is 0: see pid_namespaces(7). */
+		if (info.ssi_signo != SIGCHLD && info.ssi_pid == 0 && kept->daemon)
+			kill(kept->daemon, (int)info.ssi_signo);
+	}
+	/* Always: standard signals do not queue, one SIGCHLD may stand for many. */
+	reap(kept);
+}
+
+static void set_up(struct task *task, struct kept *kept)
+{
+	int fds[4];
+	sigset_t set;
+
+	prctl(PR_SET_NAME, kept->keeper->name, 0, 0, 0);
+	/* Out of the master's group: a ^C at its terminal would come here too, with si_pid 0. */
+	setsid();
+	if (chdir("/"))
+		return; /* it only keeps a file system busy */
+	if (kept->keeper->forwards) {
+		sigfillset(&set);
+	} else {
+		sigemptyset(&set);
+		sigaddset(&set, SIGCHLD);
+	}
+	kept->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (kept->signals.fd < 0)
+		task_fail(task, LOWSUPER_STEP_FORK, errno, 1);
+	fds[0] = kept->channel.fd;
+	fds[1] = kept->master.fd;
+	fds[2] = kept->signals.fd;
+	fds[3] = STDERR_FILENO;
+	/* With the rest goes the error pipe, which must end when the daemon execs. */
+	keep_fds(fds, 4);
+}
+
+void keeper_run(struct task *task, const struct keeper *keeper)
+{
+	struct kept kept = {
+		.keeper = keeper,
+		.dies = (task->plan->flags & LOWSUPER_DIES_WITH_MASTER) != 0,
+		.channel = { .fd = task->head.channel_fd, .events = POLLIN },
+		.signals = { .fd = -1, .events = POLLIN },
+	};
+
+	kept.master = (struct pollfd){ .fd = kept.dies ? task->head.master_fd : -1, .events = POLLIN };
+	start_daemon(task, &kept);
+	set_up(task, &kept);
+	for (;;) {
+		struct pollfd polled[] = { kept.signals, kept.channel, kept.master };
+		/* While killing look again now and then, should a list of children have been short. */
+		const int ready = poll(polled, 3, kept.killing ? 50 : -1);
+
+		if (ready < 0)
+			continue;
+		if (ready == 0 || polled[0].revents)
+			read_signals(&kept);
+		if (polled[1].revents)
+			read_channel(&kept);
+		if (polled[2].revents)
+			master_is_gone(&kept);
+	}
+}

@@ -1,0 +1,208 @@
+/*
+ * What the extension, the static program and Python agree on.
+ *
+ * The text between the two cffi markers is also the cdef of the extension, so that C and Python
+ * cannot drift: only fixed-width integers, plain structs, enums and prototypes in there.
+ * Python makes the bytes of a plan with these structs in mind (lowsuper/kernel/spawn.py: pack).
+ */
+#ifndef LOWSUPER_SPAWN_H
+#define LOWSUPER_SPAWN_H
+
+#include <stdint.h>
+
+/* cffi:begin */
+
+/* The steps that can fail, in the order in which they run. Append only, once released. */
+enum lowsuper_step {
+	LOWSUPER_STEP_NONE,		/* never in a record */
+	LOWSUPER_STEP_PLAN,		/* read the plan */
+	LOWSUPER_STEP_FORK,		/* the roles: fork the daemon's first process */
+	LOWSUPER_STEP_CGROUP,
+	LOWSUPER_STEP_SETSID,
+	LOWSUPER_STEP_FDS,		/* arg: index in the plan */
+	LOWSUPER_STEP_RLIMITS,		/* arg: index in the plan */
+	LOWSUPER_STEP_CHDIR,
+	LOWSUPER_STEP_SETGROUPS,
+	LOWSUPER_STEP_SETRESGID,
+	LOWSUPER_STEP_SETRESUID,
+	LOWSUPER_STEP_PDEATHSIG,	/* ESRCH: the master died meanwhile */
+	LOWSUPER_STEP_UMASK,
+	LOWSUPER_STEP_SIGNALS,
+	LOWSUPER_STEP_EXECVE,		/* arg: index of the program; err 0: exec comes now */
+	LOWSUPER_STEP_COUNT
+};
+
+/* What the helper writes to the error pipe: one write, far below PIPE_BUF. */
+struct lowsuper_error {
+	int32_t step;
+	int32_t err;
+	int32_t arg;
+};
+
+/* What the static program does, chosen by its argv[0]. */
+enum lowsuper_role {
+	LOWSUPER_ROLE_CHILD,
+	LOWSUPER_ROLE_NSINIT,
+	LOWSUPER_ROLE_SHIM,
+	LOWSUPER_ROLE_GUARD,
+	LOWSUPER_ROLE_PROBE,		/* ends at once with 0 */
+	LOWSUPER_ROLE_COUNT
+};
+
+enum lowsuper_flag {
+	LOWSUPER_HAS_CHDIR = 1,
+	LOWSUPER_HAS_UID = 2,
+	LOWSUPER_HAS_GID = 4,
+	LOWSUPER_HAS_GROUPS = 8,
+	LOWSUPER_HAS_UMASK = 16,
+	LOWSUPER_DIES_WITH_MASTER = 32
+};
+
+/*
+ * A plan: the head, which stage 1 fills; the body; `limits` x lowsuper_limit; `fds` x lowsuper_fd;
+ * `groups` x uint32_t; then `string_bytes` of strings, each ended by a NUL byte: the directory
+ * (if HAS_CHDIR), the programs, argv, envp, and the paths of the fds that have no descriptor.
+ */
+struct lowsuper_head {
+	int32_t error_fd;		/* write end of the error pipe, or -1 */
+	int32_t master_fd;		/* pidfd of the master */
+	int32_t leaf_fd;		/* cgroup directory to enter as the first step, or -1 */
+	int32_t channel_fd;		/* the role's end of the channel, or -1 */
+};
+
+struct lowsuper_plan {
+	uint32_t magic;
+	uint32_t flags;			/* enum lowsuper_flag */
+	uint32_t uid;
+	uint32_t gid;
+	uint32_t umask;
+	uint32_t limits;		/* how many of each follow */
+	uint32_t fds;
+	uint32_t groups;
+	uint32_t programs;
+	uint32_t argv;
+	uint32_t envp;
+	uint32_t string_bytes;
+};
+
+struct lowsuper_limit {
+	int32_t resource;
+	int32_t pad;
+	int64_t soft;			/* -1: no limit */
+	int64_t hard;
+};
+
+struct lowsuper_fd {
+	int32_t target;
+	int32_t fd;			/* of the master, or -1: the next path */
+	int32_t flags;			/* of open(2) */
+	int32_t mode;
+};
+
+enum lowsuper_limits {
+	LOWSUPER_PLAN_MAGIC = 0x6c737031,
+	LOWSUPER_FDS_MAX = 1024		/* descriptors of one plan */
+};
+
+/* How to clone. */
+enum lowsuper_way {
+	LOWSUPER_WAY_AUTO,		/* clone3, and clone where clone3 is refused */
+	LOWSUPER_WAY_CLONE3,
+	LOWSUPER_WAY_CLONE
+};
+
+/* One spawn: what goes in, and what comes out. */
+struct lowsuper_spawn {
+	int32_t helper_fd;		/* in: the static program, O_PATH */
+	int32_t master_fd;		/* in: pidfd of the caller */
+	int32_t leaf_fd;		/* in: cgroup directory, or -1 */
+	int32_t self_write;		/* in: the helper enters the cgroup itself */
+	int32_t new_pid_ns;		/* in */
+	int32_t role;			/* in: enum lowsuper_role */
+	int32_t way;			/* in and out: AUTO becomes what worked */
+	int32_t pid;			/* out */
+	int32_t pidfd;			/* out: the caller's */
+	int32_t error_fd;		/* out: read end of the error pipe, the caller's */
+	int32_t channel_fd;		/* out: the caller's, or -1 */
+	const char *call;		/* out: the call that failed */
+};
+
+/*
+ * From a role to the master: STARTED (a pidfd comes with it), EXITED (value: the raw wait status
+ * of the daemon's first process, left: others are in its domain still).
+ * From the master to a role: SIGNAL and SIGNAL_ALL (value: the signal), KILL.
+ */
+enum lowsuper_op {
+	LOWSUPER_STARTED = 1,
+	LOWSUPER_EXITED,
+	LOWSUPER_SIGNAL,
+	LOWSUPER_SIGNAL_ALL,
+	LOWSUPER_KILL
+};
+
+struct lowsuper_message {
+	int32_t op;
+	int32_t value;
+	int32_t left;
+};
+
+/* The guard's protocol. The guard answers with READY, FULL (id) and EXPIRED (id). */
+enum lowsuper_guard_op {
+	LOWSUPER_GUARD_READY = 1,
+	LOWSUPER_GUARD_FULL,		/* no room for this id: its domain is not guarded */
+	LOWSUPER_GUARD_EXPIRED,		/* the deadline passed, the domain was killed */
+	LOWSUPER_GUARD_ADD,		/* with an fd of the domain's cgroup.kill */
+	LOWSUPER_GUARD_RENEW,		/* new flags and deadline, the fd stays */
+	LOWSUPER_GUARD_DROP,
+	LOWSUPER_GUARD_QUIT
+};
+
+enum lowsuper_guard_flag {
+	LOWSUPER_GUARD_SURVIVES = 1	/* not killed when the master dies, only at its deadline */
+};
+
+struct lowsuper_guard_msg {
+	int32_t op;
+	uint32_t id;
+	uint32_t flags;
+	int32_t pad;
+	int64_t deadline_ns;		/* CLOCK_MONOTONIC; 0: none */
+};
+
+struct lowsuper_signal {
+	int32_t signo;
+	int32_t pid;
+	int32_t uid;
+	int32_t code;
+};
+
+struct lowsuper_exit_info {
+	int32_t has_status;		/* 0 while it is not reaped, and before Linux 6.15 */
+	int32_t status;			/* raw wait status */
+	uint64_t cgroup_id;		/* inode number of its cgroup v2 directory; 0: unknown */
+};
+
+/* Each returns >= 0, or -errno. */
+int lowsuper_spawn(struct lowsuper_spawn *spawn, const char *plan, int32_t size, const char *name);
+const char *lowsuper_step_name(int step);
+
+int lowsuper_reap(int pidfd);
+int lowsuper_peek_child(void);
+int lowsuper_send_signal(int pidfd, int signo, int group);
+int lowsuper_exit_info(int pidfd, struct lowsuper_exit_info *info);
+int lowsuper_signalfd(uint64_t signals);
+int lowsuper_signalfd_read(int fd, struct lowsuper_signal *signals, int count);
+int lowsuper_timerfd(void);
+int lowsuper_timerfd_settime(int fd, int64_t at_ns);
+int lowsuper_inotify(void);
+int lowsuper_inotify_add(int fd, const char *path, uint32_t mask);
+int lowsuper_inotify_remove(int fd, int watch);
+int lowsuper_openat2(int dir_fd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+int lowsuper_set_child_subreaper(int on);
+int lowsuper_close_range(uint32_t first, uint32_t last, uint32_t flags);
+int lowsuper_receive(int fd, void *message, int size, int32_t *passed_fd);
+int lowsuper_send(int fd, const void *message, int size, int pass_fd);
+
+/* cffi:end */
+
+#endif

@@ -1,0 +1,85 @@
+"""Processes by pidfd: reap, signal, and ask how one ended.
+
+A process is never a bare number here: a pidfd is that process and no other, even after its pid has
+been given to the next one.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ESRCH
+
+from lowsuper.errors import KernelError
+from lowsuper.kernel import native
+from lowsuper.kernel.native import ExitInfo, peek_child, reap
+
+__all__ = ["ExitInfo", "exit_info", "open_pidfd", "peek_child", "reap", "send_signal"]
+
+
+def open_pidfd(pid: int) -> int:
+    """Return a pidfd, which the caller closes. See pidfd_open(2); Linux 5.3.
+
+    Race: the pid may belong to another process by now, unless it is an unreaped child's; so verify
+    afterwards what was opened.
+
+    Raises:
+        KernelError: ESRCH, there is no such process.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise KernelError("pidfd_open", error.errno or 0, str(pid)) from None
+
+
+def send_signal(pidfd: int, signal: int, *, group: bool = False) -> bool:
+    """Send a signal; return whether there was still somebody to get it.
+
+    Args:
+        pidfd: the process; with `group` it must be our own child that we have not reaped.
+        signal: its number; 0 only asks.
+        group: send it to the process group that it leads. Before it has made that group (its
+            helper has not come to setsid yet) it gets the signal alone.
+
+    Raises:
+        KernelError: EPERM, EINVAL: no such signal.
+    """
+    if group:
+        try:
+            _signal_group(pidfd, signal)
+        except OSError as error:
+            if error.errno != ESRCH:
+                raise
+        else:
+            return True
+    try:
+        native.pidfd_send_signal(pidfd, signal)
+    except KernelError as error:
+        if error.errno != ESRCH:
+            raise
+        return False
+    return True
+
+
+def _signal_group(pidfd: int, signal: int) -> None:
+    try:
+        native.pidfd_send_signal(pidfd, signal, group=True)
+    except KernelError as error:
+        if error.errno != EINVAL:
+            raise
+        # Linux before 6.9. The pid stays its own, and its group's, until we reap it.
+        pid = native.pid_of(pidfd)
+        if pid > 1:
+            os.killpg(pid, signal)
+
+
+def exit_info(pidfd: int) -> ExitInfo | None:
+    """Return how a process ended and where it lived; None: the kernel does not tell (any more).
+
+    See `native.pidfd_get_info`.
+    """
+    try:
+        return native.pidfd_get_info(pidfd)
+    except KernelError as error:
+        if error.errno != ESRCH:
+            raise
+        return None

@@ -1,0 +1,509 @@
+"""From a spawn plan to a running process: stage 1 of a spawn, and what comes back from it.
+
+`Spawner.spawn` clones into the static program `lowsuper-helper` (csrc/main.c), which runs the
+steps of the plan and execs the daemon. How that went comes over the error pipe of the `Child`,
+which hangs up when it is known: give it to the loop, then call `read_outcome`. With the roles
+NSINIT and SHIM a small process stays between the master and the daemon; it talks over the child's
+channel: `receive`, `send_signal`, `send_signal_all`, `send_kill`.
+
+Rule: the master is single-threaded. A thread that forks during a spawn would inherit descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EAGAIN, EBUSY, ECONNRESET, EINVAL, ENOSPC, ENOSYS, EPERM, EPIPE
+from struct import Struct
+from struct import pack as struct_pack
+
+from lowsuper.errors import KernelError
+from lowsuper.kernel.native import ffi, lib, pid_of, reap
+from lowsuper.plan import EXEC, NSINIT, SHIM, FdSource, SpawnPlan
+from lowsuper.record import Record
+
+HELPER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "lowsuper-helper")
+
+AUTO, CLONE3, CLONE = lib.LOWSUPER_WAY_AUTO, lib.LOWSUPER_WAY_CLONE3, lib.LOWSUPER_WAY_CLONE
+"""How to clone; AUTO finds out. The others are for tests."""
+
+_ROLES = {
+    EXEC: lib.LOWSUPER_ROLE_CHILD,
+    NSINIT: lib.LOWSUPER_ROLE_NSINIT,
+    SHIM: lib.LOWSUPER_ROLE_SHIM,
+}
+_MAGIC = lib.LOWSUPER_PLAN_MAGIC
+_HAS_CHDIR, _HAS_UID, _HAS_GID = (
+    lib.LOWSUPER_HAS_CHDIR,
+    lib.LOWSUPER_HAS_UID,
+    lib.LOWSUPER_HAS_GID,
+)
+_HAS_GROUPS, _HAS_UMASK = lib.LOWSUPER_HAS_GROUPS, lib.LOWSUPER_HAS_UMASK
+_DIES_WITH_MASTER = lib.LOWSUPER_DIES_WITH_MASTER
+_STEP_EXECVE = lib.LOWSUPER_STEP_EXECVE
+_STARTED, _EXITED = lib.LOWSUPER_STARTED, lib.LOWSUPER_EXITED
+_spawn = lib.lowsuper_spawn
+
+_HEADER = Struct("12I")  # struct lowsuper_plan
+_LIMIT = Struct("iiqq")  # struct lowsuper_limit
+_ERROR = Struct("3i")  # struct lowsuper_error
+SIGKILL = 9
+
+
+class ExecOk(Record):
+    """All steps were done and the program was executed."""
+
+
+class StepFailed(Record):
+    """The helper could not do a step, and has ended with 127."""
+
+    step: str
+    errno: int
+    arg: int  # the index of what failed, where the plan has several
+
+
+class DiedBefore(Record):
+    """The helper was killed before it came to execute the program."""
+
+
+class Started(Record):
+    """A role has started the daemon's first process."""
+
+    pid: int  # in our /proc
+    pidfd: int  # the receiver closes it; -1: no descriptor was left to pass it with
+
+
+class MainExited(Record):
+    """The daemon's first process has ended."""
+
+    status: int  # raw wait status
+    left: bool  # others of its domain still live, and the role stays with them
+
+
+class Closed(Record):
+    """The role has ended, nothing more will come."""
+
+
+class GuardReady(Record):
+    """The guard watches the master."""
+
+
+class GuardFull(Record):
+    """The guard has no room for this domain, which is not guarded."""
+
+    id: int
+
+
+class GuardExpired(Record):
+    """The deadline of a domain has passed; the guard killed it and has forgotten it."""
+
+    id: int
+
+
+_EXEC_OK, _DIED_BEFORE, _CLOSED = ExecOk(), DiedBefore(), Closed()
+
+
+class Child:
+    """What was cloned: the daemon's first process, or the role above it. The owner closes all."""
+
+    __slots__ = ("channel_fd", "error_fd", "pid", "pidfd")
+
+    def __init__(self, pid: int, pidfd: int, error_fd: int, channel_fd: int) -> None:
+        """Take over the descriptors.
+
+        Args:
+            pid: in our pid namespace.
+            pidfd: of the same.
+            error_fd: hangs up when the outcome is known: see `read_outcome`.
+            channel_fd: of a role, else -1.
+        """
+        self.pid, self.pidfd, self.error_fd, self.channel_fd = pid, pidfd, error_fd, channel_fd
+
+
+def pack(plan: SpawnPlan) -> bytes:
+    """Return the plan as the helper reads it: struct lowsuper_plan and what follows it.
+
+    The bytes may be kept and given to `Spawner.spawn` again for as long as the plan's descriptors
+    are open under the same numbers.
+
+    Raises:
+        KernelError: EINVAL, a NUL byte is in one of its strings.
+    """
+    flags = _DIES_WITH_MASTER if plan.dies_with_master else 0
+    strings: list[bytes] = []
+    if plan.chdir is not None:
+        flags |= _HAS_CHDIR
+        strings.append(plan.chdir)
+    if plan.uid is not None:
+        flags |= _HAS_UID
+    if plan.gid is not None:
+        flags |= _HAS_GID
+    if plan.groups is not None:
+        flags |= _HAS_GROUPS
+    if plan.umask is not None:
+        flags |= _HAS_UMASK
+    programs, argv, envp, groups = plan.programs, plan.argv, plan.envp, plan.groups or ()
+    strings += programs
+    strings += argv
+    strings += envp
+    numbers: list[int] = []
+    for source in plan.fds:
+        fd = source.fd
+        numbers += (source.target, fd, source.flags, source.mode)
+        if fd < 0:
+            strings.append(source.path)
+    strings.append(b"")
+    text = b"\0".join(strings)
+    if text.count(b"\0") != len(strings) - 1:
+        raise KernelError("spawn", EINVAL, plan.name, "a NUL byte in its command or environment")
+    header = _HEADER.pack(
+        _MAGIC,
+        flags,
+        plan.uid or 0,
+        plan.gid or 0,
+        plan.umask or 0,
+        len(plan.limits),
+        len(plan.fds),
+        len(groups),
+        len(programs),
+        len(argv),
+        len(envp),
+        len(text),
+    )
+    limits = b"".join(_LIMIT.pack(each.resource, 0, each.soft, each.hard) for each in plan.limits)
+    return header + limits + struct_pack(f"{len(numbers)}i{len(groups)}I", *numbers, *groups) + text
+
+
+_ADVICE = {
+    ("execveat", EACCES): f"{HELPER} must be executable, and its file system not mounted noexec",
+    ("clone3", EBUSY): "a cgroup with controllers enabled for its children holds no process",
+    ("clone3", EPERM): "a pid namespace needs CAP_SYS_ADMIN",
+    ("clone", EPERM): "a pid namespace needs CAP_SYS_ADMIN",
+    ("clone3", ENOSPC): "too many pid namespaces, see user.max_pid_namespaces",
+    ("clone", ENOSPC): "too many pid namespaces, see user.max_pid_namespaces",
+    ("clone3", EAGAIN): "too many processes, see pids.max and kernel.threads-max",
+    ("clone", EAGAIN): "too many processes, see pids.max and kernel.threads-max",
+}
+
+
+class Spawner:
+    """Starts programs. Holds two descriptors: the helper, and the pidfd of this process.
+
+    Make it in the process that is to be the master: a fork of it needs a new one.
+    """
+
+    __slots__ = ("_helper_fd", "_master_fd", "_request")
+
+    def __init__(self, *, way: int = AUTO, helper: str = HELPER) -> None:
+        """Open the helper, so that it is at hand after a pivot.
+
+        Args:
+            way: how to clone; AUTO but for tests.
+            helper: the static program's path.
+
+        Raises:
+            KernelError: it is not there.
+        """
+        try:
+            self._helper_fd = os.open(helper, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(
+                "open", error.errno or 0, helper, "lowsuper is not installed completely"
+            ) from None
+        self._master_fd = os.pidfd_open(os.getpid())
+        self._request = request = ffi.new("struct lowsuper_spawn *")
+        request.helper_fd, request.master_fd = self._helper_fd, self._master_fd
+        request.way = way
+
+    def close(self) -> None:
+        """Close what `__init__` opened; what was spawned lives on."""
+        os.close(self._helper_fd)
+        os.close(self._master_fd)
+
+    @property
+    def way(self) -> int:
+        """How it clones: AUTO until the first success."""
+        return self._request.way
+
+    def spawn(
+        self,
+        plan: SpawnPlan,
+        *,
+        leaf_fd: int = -1,
+        self_write: bool = False,
+        packed: bytes | None = None,
+    ) -> Child:
+        """Start what the plan says; return as soon as the helper runs, in about 0.1 ms.
+
+        Args:
+            plan: what to start.
+            leaf_fd: directory of the cgroup to start it in, or -1; stays the caller's.
+            self_write: let the helper enter the cgroup itself, which is slower, where
+                `probe_into_cgroup` says that it cannot be born there.
+            packed: `pack(plan)`, if it is at hand.
+
+        Returns:
+            A child whose descriptors the caller closes.
+
+        Raises:
+            KernelError: nothing was started. EBADF from fcntl: a descriptor of the plan is closed.
+        """
+        if packed is None:
+            packed = pack(plan)
+        return self._start(
+            _ROLES[plan.role],
+            packed,
+            plan.name,
+            leaf_fd=leaf_fd,
+            self_write=self_write,
+            new_pid_ns=plan.new_pid_ns,
+        )
+
+    def _start(
+        self,
+        role: int,
+        packed: bytes,
+        name: str,
+        *,
+        leaf_fd: int = -1,
+        self_write: bool = False,
+        new_pid_ns: bool = False,
+    ) -> Child:
+        request = self._request
+        request.role = role
+        request.leaf_fd = leaf_fd
+        request.self_write = self_write
+        request.new_pid_ns = new_pid_ns
+        result = _spawn(request, packed, len(packed), os.fsencode(name))
+        if result:
+            call = ffi.string(request.call).decode()
+            raise KernelError(call, -result, name, _ADVICE.get((call, -result), ""))
+        return Child(request.pid, request.pidfd, request.error_fd, request.channel_fd)
+
+    def probe_into_cgroup(self, leaf_fd: int) -> bool:
+        """Return whether a child can be born in a cgroup: else `self_write` is needed.
+
+        Since Linux 6.14 (and stable kernels that took the change) the child is killed at birth
+        when our own cgroup was ever killed by cgroup.kill and the other was not; seccomp filters
+        refuse clone3 altogether. Waits for the short life of one process.
+
+        Args:
+            leaf_fd: directory of an empty leaf that was never killed; stays the caller's.
+
+        Raises:
+            KernelError: the leaf is of no use, whoever enters it (EBUSY, EACCES, ...).
+        """
+        request, way = self._request, self._request.way
+        if way == CLONE:
+            return False
+        request.way = CLONE3
+        try:
+            child = self._start(lib.LOWSUPER_ROLE_PROBE, _EMPTY_PLAN, "probe", leaf_fd=leaf_fd)
+        except KernelError as error:
+            if error.errno in (ENOSYS, EPERM):
+                return False
+            raise
+        finally:
+            request.way = way
+        os.close(child.error_fd)
+        try:
+            _wait_readable(child.pidfd, -1)
+            return reap(child.pidfd) == 0
+        finally:
+            os.close(child.pidfd)
+
+    def start_guard(
+        self, instance_fd: int, parent_fd: int, name: str, *, leaf_fd: int = -1
+    ) -> Guard:
+        """Start the process that cleans up after this one; see `Guard`.
+
+        Args:
+            instance_fd: directory of the instance's cgroup, which has `dumb` and `smart`; may be
+                O_PATH; stays the caller's, as the others do.
+            parent_fd: directory above, for the removal of the instance's.
+            name: of the instance's directory in it.
+            leaf_fd: directory of the cgroup to start it in, or -1: ours.
+
+        Raises:
+            KernelError: dumb/cgroup.kill cannot be opened (Linux 5.14), or the guard not started.
+        """
+        try:
+            kill_fd = os.open("dumb/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=instance_fd)
+        except OSError as error:
+            raise KernelError("open", error.errno or 0, f"{name}/dumb/cgroup.kill") from None
+        plan = SpawnPlan(
+            name="guard",
+            role=EXEC,
+            programs=(os.fsencode(name),),
+            argv=(),
+            envp=(),
+            fds=(FdSource(0, instance_fd), FdSource(0, kill_fd), FdSource(0, parent_fd)),
+        )
+        try:
+            child = self._start(lib.LOWSUPER_ROLE_GUARD, pack(plan), name, leaf_fd=leaf_fd)
+        finally:
+            os.close(kill_fd)
+        os.close(child.error_fd)
+        return Guard(child)
+
+
+class Guard:
+    """The process that kills what must not outlive the master, and removes its cgroups.
+
+    When the master dies it kills all of dumb/ and the domains that were added without `survives`,
+    removes the empty cgroups, and ends. A domain with a deadline is killed when that passes, even
+    while the master lives; one that survives the master keeps its deadline and the guard with it.
+    """
+
+    __slots__ = ("_message", "channel_fd", "pid", "pidfd")
+
+    def __init__(self, child: Child) -> None:
+        """Take over the descriptors of the guard's process."""
+        self.pid, self.pidfd, self.channel_fd = child.pid, child.pidfd, child.channel_fd
+        self._message = ffi.new("struct lowsuper_guard_msg *")
+
+    def ready(self, timeout_ms: int = 5000) -> bool:
+        """Wait until it watches the master; start nothing that needs it before.
+
+        Returns:
+            False when it has not said so in time or has died, which its pidfd tells.
+        """
+        return _wait_readable(self.channel_fd, timeout_ms) and isinstance(
+            self.receive(), GuardReady
+        )
+
+    def receive(self) -> GuardReady | GuardFull | GuardExpired | Closed | None:
+        """Return what it says; None: nothing now."""
+        message = self._message
+        size = lib.lowsuper_receive(self.channel_fd, message, _GUARD_SIZE, _passed_fd)
+        if size == -EAGAIN:
+            return None
+        if size in (0, -ECONNRESET):
+            return _CLOSED
+        if size < 0:
+            raise KernelError("recvmsg", -size, "guard")
+        match message.op:
+            case lib.LOWSUPER_GUARD_READY:
+                return GuardReady()
+            case lib.LOWSUPER_GUARD_FULL:
+                return GuardFull(message.id)
+            case lib.LOWSUPER_GUARD_EXPIRED:
+                return GuardExpired(message.id)
+        raise AssertionError(f"the guard said {message.op}")
+
+    def add(self, domain: int, kill_fd: int, *, survives: bool = False, deadline: int = 0) -> None:
+        """Guard a domain besides what is in dumb/.
+
+        Args:
+            domain: a number of the caller's choice; one in use is replaced.
+            kill_fd: its cgroup.kill, open for writing; stays the caller's.
+            survives: it is not killed when the master dies.
+            deadline: CLOCK_MONOTONIC in ns at which it is killed unless renewed; 0: never.
+
+        Raises:
+            KernelError: the guard is dead.
+        """
+        self._send(lib.LOWSUPER_GUARD_ADD, domain, survives, deadline, kill_fd)
+
+    def renew(self, domain: int, *, survives: bool = False, deadline: int = 0) -> None:
+        """Give a domain that was added other properties: see `add`."""
+        self._send(lib.LOWSUPER_GUARD_RENEW, domain, survives, deadline)
+
+    def drop(self, domain: int) -> None:
+        """Forget a domain; it is neither killed nor an error if there is none."""
+        self._send(lib.LOWSUPER_GUARD_DROP, domain)
+
+    def quit(self) -> None:
+        """Let it end at once without killing anything."""
+        self._send(lib.LOWSUPER_GUARD_QUIT, 0)
+
+    def close(self) -> None:
+        """Close its descriptors; it goes on to watch the master."""
+        os.close(self.pidfd)
+        os.close(self.channel_fd)
+
+    def _send(
+        self, op: int, domain: int, survives: bool = False, deadline: int = 0, fd: int = -1
+    ) -> None:
+        message = self._message
+        message.op, message.id, message.deadline_ns = op, domain, deadline
+        message.flags = lib.LOWSUPER_GUARD_SURVIVES if survives else 0
+        result = lib.lowsuper_send(self.channel_fd, message, _GUARD_SIZE, fd)
+        if result:
+            raise KernelError("sendmsg", -result, "guard")
+
+
+_EMPTY_PLAN = pack(SpawnPlan(name="", role=EXEC, programs=(), argv=(), envp=(), fds=()))
+_MESSAGE_SIZE = ffi.sizeof("struct lowsuper_message")
+_GUARD_SIZE = ffi.sizeof("struct lowsuper_guard_msg")
+_message = ffi.new("struct lowsuper_message *")
+_passed_fd = ffi.new("int32_t *")
+
+
+def read_outcome(error_fd: int) -> ExecOk | StepFailed | DiedBefore:
+    """Return how the steps went. Call it when `error_fd` has hung up; it stays the caller's.
+
+    The helper writes a record just before it executes the program, so that this one alone says
+    "executed", another one after it "not executed", and none at all "killed before".
+    """
+    try:
+        records = os.read(error_fd, 4 * _ERROR.size)
+    except BlockingIOError:
+        raise AssertionError("read_outcome before the pipe has hung up") from None
+    if not records:
+        return _DIED_BEFORE
+    step, errno, arg = _ERROR.unpack_from(records, len(records) - _ERROR.size)
+    if not errno and step == _STEP_EXECVE:
+        return _EXEC_OK
+    return StepFailed(ffi.string(lib.lowsuper_step_name(step)).decode(), errno, arg)
+
+
+def receive(channel_fd: int) -> Started | MainExited | Closed | None:
+    """Return what a role says; None: nothing now. A descriptor in it is the caller's."""
+    size = lib.lowsuper_receive(channel_fd, _message, _MESSAGE_SIZE, _passed_fd)
+    if size == -EAGAIN:
+        return None
+    if size in (0, -ECONNRESET):
+        return _CLOSED
+    if size != _MESSAGE_SIZE:
+        raise KernelError("recvmsg", -size if size < 0 else EINVAL, "channel")
+    if _message.op == _STARTED:
+        pidfd = _passed_fd[0]
+        return Started(pid_of(pidfd) if pidfd >= 0 else 0, pidfd)
+    if _message.op == _EXITED:
+        return MainExited(_message.value, bool(_message.left))
+    raise AssertionError(f"a role said {_message.op}")
+
+
+def send_signal(channel_fd: int, signal: int) -> bool:
+    """Let the role signal the daemon and its process group; False: the role is gone."""
+    return _command(channel_fd, lib.LOWSUPER_SIGNAL, signal)
+
+
+def send_signal_all(channel_fd: int, signal: int) -> bool:
+    """Let the role signal everything in the daemon's domain; False: the role is gone."""
+    return _command(channel_fd, lib.LOWSUPER_SIGNAL_ALL, signal)
+
+
+def send_kill(channel_fd: int) -> bool:
+    """Let the role SIGKILL everything in the domain until nothing is left; False: it is gone."""
+    return _command(channel_fd, lib.LOWSUPER_KILL, SIGKILL)
+
+
+def _command(channel_fd: int, op: int, value: int) -> bool:
+    _message.op, _message.value = op, value
+    result = lib.lowsuper_send(channel_fd, _message, _MESSAGE_SIZE, -1)
+    # Race: the role ended, and what it had to look after with it, before this was sent.
+    if result in (-EPIPE, -ECONNRESET):
+        return False
+    if result:
+        raise KernelError("sendmsg", -result, "channel")
+    return True
+
+
+def _wait_readable(fd: int, timeout_ms: int) -> bool:
+    """Wait until `fd` is readable or has hung up; -1: without a limit."""
+    import select  # the loop has imported it already
+
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_ms))
