@@ -89,7 +89,7 @@ def _run(arguments: list[str]) -> int:
     """Read the configuration, go to the background if asked to, and supervise."""
     start = os.getcwd()
     load = _loader(arguments, start)
-    spec = load()
+    spec = load(False)
     announce: Callable[[], None] = _nothing
     background = spec.daemonize or spec.daemonize2
     if background:
@@ -114,7 +114,7 @@ def _run(arguments: list[str]) -> int:
 
     def reload() -> MasterSpec | None:
         try:
-            return load()
+            return load(True)
         except ConfigError as error:
             for problem in error.problems:
                 log.put(format_problem(problem))
@@ -135,11 +135,11 @@ def _nothing() -> None:
     """Nobody waits for the start."""
 
 
-def _loader(arguments: list[str], start: str) -> Callable[[], MasterSpec]:
+def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
     """Return what reads the configuration, now and at each reload, as from the first directory."""
     environ = dict(os.environ)
 
-    def load() -> MasterSpec:
+    def load(is_reload: bool) -> MasterSpec:
         from lowsuper.kernel.privilege import resolve
         from lowsuper.kernel.source import load_config
         from lowsuper.model import fill_in
@@ -147,7 +147,7 @@ def _loader(arguments: list[str], start: str) -> Callable[[], MasterSpec]:
         here = os.getcwd()
         os.chdir(start)
         try:
-            spec = fill_in(load_config(arguments, environ))
+            spec = fill_in(load_config(arguments, environ, is_reload=is_reload))
             resolve(spec)
         finally:
             os.chdir(here)

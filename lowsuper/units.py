@@ -185,3 +185,17 @@ def parse_signal(text: str) -> int:
         return found
     near = nearest_name(word, numbers)
     raise ValueError("there is no such signal" + (f"; did you mean {near}?" if near else ""))
+
+
+def signal_name(number: int) -> str:
+    """Return the usual name of a signal, `SIGTERM`, or "" where it has none."""
+    first = int(_signal.SIGRTMIN)
+    if first <= number <= int(_signal.SIGRTMAX):
+        return f"SIGRTMIN+{number - first}" if number > first else "SIGRTMIN"
+    for name, value in signal_numbers().items():
+        if value == number and name not in _OTHER_SIGNAL_NAMES:
+            return f"SIG{name}"
+    return ""
+
+
+_OTHER_SIGNAL_NAMES = frozenset(("CLD", "POLL", "IOT"))

@@ -111,7 +111,9 @@ class Leaf:
         for pid in self._members():
             try:
                 pidfd = process.open_pidfd(pid)
-            except ProcessLookupError:
+            except KernelError as error:
+                if error.errno != ESRCH:
+                    raise
                 continue
             try:
                 # Race: the number may have been given to another process between the reading of
@@ -179,10 +181,6 @@ class Tree:
             if error.errno not in (EBUSY, ENOENT):
                 raise KernelError("rmdir", error.errno or 0, f"{self.path}/dumb/{name}") from error
 
-    def open_kill(self) -> int:
-        """Open dumb/cgroup.kill, which ends every dumb daemon; the caller closes it."""
-        return os.open("cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.dumb_fd)
-
     def leftovers(self) -> list[str]:
         """Return the names of the leaves that an earlier master left behind."""
         return [entry for entry in os.listdir(self.dumb_fd) if _is_directory(entry, self.dumb_fd)]
@@ -216,6 +214,8 @@ class Tree:
             for file in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
                 path = f"{directory}/{file}" if file else directory
                 os.chown(path, uid, gid, dir_fd=self.base_fd, follow_symlinks=False)
+        # For a guard that the master starts later, when it is that user.
+        os.chown("dumb/cgroup.kill", uid, gid, dir_fd=self.base_fd, follow_symlinks=False)
 
     def close(self, remove: bool) -> None:
         """Close, and with `remove` take the empty directories away."""
@@ -260,7 +260,7 @@ def open_tree(instance: str) -> Tree:
         os.close(parent_fd)
         raise UnsupportedError(f"cgroup v2: cannot make {path}: {error.strerror}") from error
     try:
-        os.close(tree.open_kill())
+        os.stat("cgroup.kill", dir_fd=tree.dumb_fd)
     except OSError as error:
         tree.close(remove=True)
         raise UnsupportedError(f"cgroup v2: no cgroup.kill (Linux 5.14): {error.strerror}") from error

@@ -7,10 +7,12 @@ once, when the first daemon needs it.
 from __future__ import annotations
 
 import os
+import select
+from errno import ETIMEDOUT
 from zlib import crc32
 
-from lowsuper.errors import LowsuperError, UnsupportedError
-from lowsuper.kernel import cgroup, process, spawn
+from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
+from lowsuper.kernel import cgroup, process
 from lowsuper.kernel.loop import READ
 from lowsuper.plan import EXEC, NSINIT, SHIM
 
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
 
     from lowsuper.kernel.cgroup import Leaf, Tree
     from lowsuper.kernel.loop import Loop
+    from lowsuper.kernel.spawn import Guard, Spawner
     from lowsuper.model import DaemonSpec, MasterSpec
 
 COMMAND_LINE = "cmdline"
+PATIENCE_MS = 5000  # for a guard that was told to go
 
 
 class InstanceRuns(LowsuperError):
@@ -46,7 +50,7 @@ class Domains:
     def __init__(
         self,
         loop: Loop,
-        spawner: spawn.Spawner,
+        spawner: Spawner,
         children: dict[int, Callable[[], None]],
         say: Callable[[str], None],
     ) -> None:
@@ -62,8 +66,7 @@ class Domains:
         self._tree: Tree | None = None
         self._tried = False
         self._self_write = False
-        self._guard: spawn.Guard | None = None
-        self._kill_fd = -1
+        self._guard: Guard | None = None
 
     def prepare(self, spec: MasterSpec) -> None:
         """Make the cgroup tree if a daemon will need it, and sweep what an earlier master left.
@@ -104,7 +107,7 @@ class Domains:
         """
         leaf = tree.make("probe")
         try:
-            self._self_write = not spawn.probe_into_cgroup(self._spawner, leaf.directory_fd)
+            self._self_write = not self._spawner.probe_into_cgroup(leaf.directory_fd)
         finally:
             leaf.release()
         if self._self_write:
@@ -131,15 +134,10 @@ class Domains:
         return self._tree.make(name), self._self_write
 
     def _start_guard(self, tree: Tree) -> None:
-        if self._kill_fd < 0:
-            self._kill_fd = tree.open_kill()
-        guard = spawn.start_guard(
-            self._spawner,
-            base_fd=tree.base_fd,
-            kill_fd=self._kill_fd,
-            parent_fd=tree.parent_fd,
-            name=tree.name,
-        )
+        guard = self._spawner.start_guard(tree.base_fd, tree.parent_fd, tree.name)
+        if not guard.ready():
+            guard.close()
+            raise KernelError("guard", ETIMEDOUT, tree.name)
         self._guard = guard
         self._children[guard.pid] = self._on_guard_end
         self._loop.watch(guard.pidfd, READ, self._on_guard_end)
@@ -156,7 +154,7 @@ class Domains:
             except OSError as error:
                 self._say(f"no guard: {error}; daemons would outlive a killed master")
 
-    def _forget_guard(self, guard: spawn.Guard) -> None:
+    def _forget_guard(self, guard: Guard) -> None:
         self._guard = None
         self._children.pop(guard.pid, None)
         self._loop.unwatch(guard.pidfd)
@@ -177,9 +175,15 @@ class Domains:
         if guard is not None:
             self._loop.unwatch(guard.pidfd)
             guard.quit()
-            process.wait(guard.pidfd)
+            _wait_for(guard.pidfd)
             self._forget_guard(guard)
-        if self._kill_fd >= 0:
-            os.close(self._kill_fd)
         if self._tree is not None:
             self._tree.close(remove=True)
+
+
+def _wait_for(pidfd: int) -> None:
+    """Wait for the end of a child that was told to go, and reap it."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll(PATIENCE_MS)
+    process.reap(pidfd)

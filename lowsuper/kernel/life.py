@@ -107,7 +107,8 @@ class Life:
         while (message := spawn.receive(self._child.channel_fd)) is not None:
             match message:
                 case spawn.Started(pid=pid, pidfd=pidfd):
-                    self._main_pid, self._main_pidfd = pid, pidfd
+                    # One that has ended meanwhile has no number any more; the role has.
+                    self._main_pid, self._main_pidfd = pid if pid > 0 else self._child.pid, pidfd
                     self._tell_started()
                 case spawn.MainExited(status=status, left=left):
                     self._main_status = status
