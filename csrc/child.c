@@ -24,13 +24,12 @@ struct step {
 	int (*run)(struct task *task, int32_t *arg);
 };
 
-static void write_record(const struct task *task, enum lowsuper_step step, int err, int32_t arg)
+static int write_record(const struct task *task, enum lowsuper_step step, int err, int32_t arg)
 {
 	const struct lowsuper_error record = { .step = (int32_t)step, .err = err, .arg = arg };
 
 	/* If nobody reads it any more the master is dead, and nobody is left to be told. */
-	if (write(task->head.error_fd, &record, sizeof record) < 0)
-		return;
+	return write(task->head.error_fd, &record, sizeof record) < 0 ? -1 : 0;
 }
 
 void task_fail(const struct task *task, enum lowsuper_step step, int err, int32_t arg)
@@ -256,6 +255,16 @@ static int step_signals(struct task *task, int32_t *arg)
 	return 0;
 }
 
+/* An ignored signal that is pending is dropped, blocked or not; see sigaction(2). */
+static void drop_sigpipe(void)
+{
+	/* The handler comes first in every layout of the kernel's struct. */
+	static const uintptr_t ignore[8] = { 1 }, standard[8];
+
+	syscall(SYS_rt_sigaction, SIGPIPE, ignore, NULL, _NSIG / 8);
+	syscall(SYS_rt_sigaction, SIGPIPE, standard, NULL, _NSIG / 8);
+}
+
 /*
  * The programs in order, as execvp(3) does with PATH: what is not there, or may not be executed,
  * is passed over, and EACCES is remembered, since "not found" would then be a lie. A file that the
@@ -269,10 +278,8 @@ static int step_execve(struct task *task, int32_t *arg)
 	static const uint64_t none[_NSIG / 64];
 	int err = ENOENT;
 
-	write_record(task, LOWSUPER_STEP_EXECVE, 0, 0);
-	/* The master died: ignoring SIGPIPE for a moment drops the one that is pending now. */
-	signal(SIGPIPE, SIG_IGN);
-	signal(SIGPIPE, SIG_DFL);
+	if (write_record(task, LOWSUPER_STEP_EXECVE, 0, 0))
+		drop_sigpipe(); /* the master died, and this daemon may live on without it */
 	/* All were blocked since stage 1. From here on a signal ends this process as the daemon. */
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof none);
 	for (uint32_t i = 0; i < task->plan->programs; i++) {

@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -236,16 +235,18 @@ static void remove_cgroups(const struct guard *guard)
 	unlinkat(guard->parent_fd, guard->name, AT_REMOVEDIR);
 }
 
-/* Whether cgroup.events says "populated 1". */
+/* Whether cgroup.events says "populated 1", which is its first line since there is cgroup v2. */
 static int is_populated(int events_fd)
 {
-	char text[256];
-	const ssize_t size = pread(events_fd, text, sizeof text - 1, 0);
+	static const char yes[] = "populated 1";
+	char text[sizeof yes - 1];
 
-	if (size <= 0)
+	if (pread(events_fd, text, sizeof text, 0) != (ssize_t)sizeof text)
 		return 0;
-	text[size] = '\0';
-	return strstr(text, "populated 1") != NULL;
+	for (size_t i = 0; i < sizeof text; i++)
+		if (text[i] != yes[i])
+			return 0;
+	return 1;
 }
 
 /*

@@ -52,6 +52,9 @@ _Noreturn void keeper_run(struct task *task, const struct keeper *keeper);
 /* keeper.c: close all descriptors but 2 and these (-1: none); sorts them. */
 void keep_fds(int *fds, int count);
 
+/* task.c: the decimal number that `text` begins with, or 0. */
+int number_of(const char *text);
+
 /* The roles, each for the rest of the process's life. */
 _Noreturn void nsinit_run(struct task *task);
 _Noreturn void shim_run(struct task *task);

@@ -3,7 +3,6 @@
  * a descriptor that it opened at its start, so it works in any root directory.
  */
 #define _GNU_SOURCE
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -29,7 +28,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; argc > 1 && i < sizeof roles / sizeof *roles; i++) {
 		if (strcmp(argv[0], roles[i].name))
 			continue;
-		task_read(&task, atoi(argv[1]));
+		task_read(&task, number_of(argv[1]));
 		child_enter(&task);
 		roles[i].run(&task);
 	}

@@ -9,9 +9,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include <stddef.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -21,15 +19,33 @@
 /* More generations than this are a loop that a reused pid made. */
 #define GENERATIONS_MAX 1000
 
+/* `/proc/PID/stat` into `path`, which has room for 24 characters. No stdio in this program. */
+static void write_stat_path(char *path, pid_t pid)
+{
+	static const char proc[] = "/proc/", stat[] = "/stat";
+	char digits[12];
+	size_t count = 0;
+
+	for (size_t i = 0; proc[i]; i++)
+		*path++ = proc[i];
+	do {
+		digits[count++] = (char)('0' + pid % 10);
+		pid /= 10;
+	} while (pid);
+	while (count)
+		*path++ = digits[--count];
+	for (size_t i = 0; i < sizeof stat; i++)
+		*path++ = stat[i];
+}
+
 /* The parent of `pid`, or 0 if there is no such process. See proc_pid_stat(5). */
 static pid_t parent_of(pid_t pid)
 {
-	char path[32], text[256];
-	const char *at;
+	char path[24], text[256];
 	ssize_t size;
 	int fd;
 
-	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	write_stat_path(path, pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
@@ -39,8 +55,9 @@ static pid_t parent_of(pid_t pid)
 		return 0;
 	text[size] = '\0';
 	/* "PID (NAME) S PPID": the name may hold anything, but it is the last ")" that ends it. */
-	at = strrchr(text, ')');
-	return at && strlen(at) > 4 ? atoi(at + 4) : 0;
+	while (size > 0 && text[--size] != ')')
+		;
+	return size + 4 < (ssize_t)sizeof text ? number_of(text + size + 4) : 0;
 }
 
 /* Call `act` with the number of every process. Not with a /proc of another pid namespace. */
@@ -54,7 +71,7 @@ static void for_each_process(void (*act)(pid_t pid, int signo), int signo)
 	if (size <= 0)
 		return;
 	self[size] = '\0';
-	if (atoi(self) != getpid())
+	if (number_of(self) != getpid())
 		return;
 	fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
@@ -62,7 +79,7 @@ static void for_each_process(void (*act)(pid_t pid, int signo), int signo)
 	while ((size = getdents64(fd, buffer, sizeof buffer)) > 0) {
 		for (ssize_t at = 0; at < size;) {
 			const struct dirent64 *entry = (const void *)(buffer + at);
-			const pid_t pid = atoi(entry->d_name);
+			const pid_t pid = number_of(entry->d_name);
 
 			at += entry->d_reclen;
 			if (pid > 0)

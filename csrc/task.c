@@ -10,6 +10,15 @@
 
 #include "helper.h"
 
+int number_of(const char *text)
+{
+	int value = 0;
+
+	while (*text >= '0' && *text <= '9')
+		value = value * 10 + (*text++ - '0');
+	return value;
+}
+
 /* The `count` strings from `*at` on; moves `*at` behind them. `*slots`: room for pointers. */
 static char **take_strings(char **at, char ***slots, uint32_t count)
 {

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 try:
-    from lowsuper._native import ffi as ffi
-    from lowsuper._native import lib as lib
+    from lowsuper import _native
 except ImportError as error:
     raise UnsupportedError(
         f"lowsuper's compiled part is missing ({error}); run `pip install .` (or `pip install -e .`"
         " in a source tree) with the Python that is to run it, or vagrant/provision.sh"
     ) from error
+
+ffi, lib = _native.ffi, _native.lib
 
 SIGNALS_AT_ONCE = 16
 _signals = ffi.new("struct lowsuper_signal[]", SIGNALS_AT_ONCE)
