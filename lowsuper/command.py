@@ -300,3 +300,17 @@ def find_program_name(text: str) -> str:
             if not expects_program and word.expands and "/" in word.value:
                 return word.value.rstrip("/").rpartition("/")[2]
     return ""
+
+
+def find_program(command: Command) -> str:
+    """Return the program that a command surely runs first, or "" when only a shell knows.
+
+    Args:
+        command: as `parse_command` made it.
+    """
+    if not command.shell:
+        return command.argv[0]
+    if command.compound:
+        return ""
+    word = _find_command_word(_simple_words(list(_Scanner(command.text).scan())), command.text)
+    return "" if word is None or word.expands else word.value

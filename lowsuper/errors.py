@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Never
 
-    from lowsuper.model import Problem
+    from lowsuper.model import MasterSpec, Problem
 
 EXIT_OWN_FAILURE = 125
 EXIT_CONFIG = 78
@@ -28,14 +28,31 @@ class ConfigError(LowsuperError):
 
     Args:
         problems: every problem found, in the order of the files; at least one.
+        spec: what could be understood all the same, for `check`; never to be run.
     """
 
     exit_code = EXIT_CONFIG
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        """Keep the problems; their wording is `report`'s."""
+    def __init__(self, problems: Sequence[Problem], spec: MasterSpec | None = None) -> None:
+        """Keep the problems; their wording is `config.wording`'s."""
         super().__init__(f"{len(problems)} problem(s) in the configuration")
         self.problems = tuple(problems)
+        self.spec = spec
+
+
+class PlanError(LowsuperError):
+    """What a daemon needs cannot be found on this machine: a user, a group.
+
+    Args:
+        problem: what is wrong, and where it was written.
+    """
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, problem: Problem) -> None:
+        """Keep the problem; the text is its reason and advice."""
+        super().__init__("; ".join(text for text in (problem.reason, problem.advice) if text))
+        self.problem = problem
 
 
 class KernelError(LowsuperError, OSError):

@@ -96,7 +96,7 @@ class MasterSpec(Record):
     group: str | None = None
     add_groups: tuple[str, ...] = ()  # supplementary groups besides the user's own
     master_as_root: bool = False  # user and group are the daemons' default, the master stays root
-    reload_mercy: Ns = 8 * SECOND  # stop_timeout of daemons that have none of their own
+    reload_mercy: Ns = Ns(8 * SECOND)  # stop_timeout of daemons that have none of their own
     die_on_term: bool = True  # False: SIGTERM is a brutal reload, as in uWSGI 2.0
     exit_on_reload: bool = False
     pidfile: str | None = None  # written before privileges are dropped
@@ -118,6 +118,7 @@ class MasterSpec(Record):
     master_fifo: tuple[str, ...] = ()  # slot 0, 1, ...
     kill_domain: str = "auto"  # auto, cgroup or shim: the rung for daemons without ns_pid
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
+    origins: tuple[Origin, ...] = ()  # of the master's own options, in file order
 
 
 def fill_in(spec: MasterSpec) -> MasterSpec:

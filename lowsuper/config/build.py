@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lowsuper.config.dialect import Option, Reading
     from lowsuper.config.options import OptionRow
+    from lowsuper.model import Origin
 
 DEFAULT_LOG_DATE = "%a %b %e %H:%M:%S %Y"
 """What `log-date` without a format means: ctime(3)'s."""
@@ -47,6 +48,7 @@ class Builder:
         self._hooks: list[Hook] = []
         self._env: list[EnvChange] = []
         self._late_env: list[EnvChange] = []
+        self._origins: list[Origin] = []
         self._noticed: set[str] = set()
         self._daemons = DaemonBuilder(self._problems)
         self._kinds: dict[str, Callable[[OptionRow, Option], None]] = {
@@ -87,11 +89,12 @@ class Builder:
             daemons=daemons,
             hooks=tuple(self._hooks),
             env=(*self._env, *self._late_env),
+            origins=tuple(self._origins),
         ).replace(**self._fields, **lists)
         self._require_root(spec)
         problems = tuple(dict.fromkeys(self._problems))
         if any(problem.is_error for problem in problems):
-            raise ConfigError(problems)
+            raise ConfigError(problems, spec)
         return spec.replace(notices=problems)
 
     def _find_name(self) -> str:
@@ -117,6 +120,7 @@ class Builder:
         elif "\0" in option.value:
             self._fault(option, "holds a NUL byte")
         else:
+            self._origins.append(option.origin.replace(key=row.names[0]))
             try:
                 self._kinds[row.kind](row, option)
             except ValueError as error:

@@ -86,6 +86,8 @@ class Reader:
         self._strict = False
         self._opener: Option | None = None
         self._block = logic.Block((), is_loop=False)
+        self._nested: Origin | None = None  # of a block in a block
+        self._unopened_ends = 0  # that are to be passed over
 
     def read(self, arguments: Sequence[Option]) -> Asking[Reading]:
         """Return all options that the arguments and what they load amount to.
@@ -100,6 +102,8 @@ class Reader:
             self._fault(origin, "the block has no end", "close it with endif or endfor")
         yield from self._expand_all()
         yield from self._inherit_all()
+        if self._strict:
+            self._require_known()
         self._options = [
             each for option in self._options for each in self._expand_custom(option, 0)
         ]
@@ -154,16 +158,15 @@ class Reader:
             self._fault(option.origin, f"there are more than {_MOST_OPTIONS} options")
         if keyword:
             yield from self._act(keyword, option, in_block=in_block)
-        elif self._strict and not option.daemon and not option.placeholder:
-            self._require_known(option)
 
-    def _require_known(self, option: Option) -> None:
-        if option.name not in self._custom and not options.is_option(option.name):
-            self._fault(
-                option.origin,
-                "strict: there is no such option",
-                expand.suggest(option.name, options.list_names()) or "define it with set-ph",
-            )
+    def _require_known(self) -> None:
+        """Refuse placeholders that were not declared, wherever `strict` stands."""
+        for option in self._options:
+            is_open = not (option.daemon or option.placeholder or option.name in self._custom)
+            if is_open and not options.is_option(option.name):
+                near = expand.suggest(option.name, options.list_names())
+                advice = near or "define a placeholder with set-ph"
+                self._fault(option.origin, "strict: there is no such option", advice)
 
     def _repeat(self, option: Option) -> Asking[None]:
         for item in self._block.items:
@@ -172,8 +175,10 @@ class Reader:
             yield from self._add(option.replace(value=value, origin=origin), in_block=True)
 
     def _end_block(self, option: Option) -> None:
-        if self._opener is None:
+        if self._opener is None and not self._unopened_ends:
             self._fault(option.origin, "there is no open block here")
+        elif self._opener is None:
+            self._unopened_ends -= 1
         self._opener = None
 
     def _else_block(self, option: Option) -> None:
@@ -199,8 +204,11 @@ class Reader:
 
     def _open(self, keyword: str, option: Option, *, in_block: bool) -> Asking[None]:
         if in_block:
-            place = "" if self._opener is None else f" (open since line {self._opener.origin.line})"
-            self._fault(option.origin, f"blocks cannot be nested{place}, as in uWSGI")
+            # Its end will come too; once is enough for a block that is repeated.
+            self._unopened_ends = 1
+            if self._nested != option.origin:
+                self._fault(option.origin, "blocks cannot be nested, as in uWSGI")
+            self._nested = option.origin
             return
         block = yield from logic.open_block(keyword, option.value, self._environ, self._find_first)
         if isinstance(block, Failure):

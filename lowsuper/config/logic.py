@@ -71,7 +71,8 @@ def open_block(
     answer = yield from _judge(positive, value)
     if isinstance(answer, Failure):
         return answer
-    return Block((value,) if answer is wanted else (), is_loop=False)
+    item = None if positive == "reload" else value
+    return Block((item,) if answer is wanted else (), is_loop=False)
 
 
 def _open_loop(name: str, value: str) -> Asking[Block | Failure]:

@@ -1,0 +1,278 @@
+"""The `check` command: read a configuration, look up all it names, start nothing.
+
+`find_problems` is pure; what it needs to know of the machine comes as `Facts`.
+"""
+
+from __future__ import annotations
+
+from lowsuper.command import find_program
+from lowsuper.config.wording import format_json, format_problem
+from lowsuper.errors import EXIT_CONFIG, EXIT_OWN_FAILURE, ConfigError, PlanError
+from lowsuper.model import Origin, Problem
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec
+    from lowsuper.plan import Identity
+
+    class Facts(Protocol):
+        """What is asked of the machine: see `kernel.facts`."""
+
+        def resolve_identity(
+            self,
+            user: str | None,
+            group: str | None,
+            origin: Origin,
+            daemon: str = "",
+            add_groups: Sequence[str] = (),
+        ) -> Identity | None:
+            """Return whom to become, or raise PlanError."""
+
+        def is_directory(self, path: str) -> bool:
+            """Tell whether a path is a directory."""
+
+        def find_program(self, program: str, directory: str) -> str:
+            """Return the path of a program, or ""."""
+
+        def judge_program(self, path: str, identity: Identity | None, *, by_shell: bool) -> str:
+            """Return why a program cannot be executed, or ""."""
+
+
+USAGE = """Usage: lowsuper check [--json] [--exec] [--strict] FILE... [--OPTION VALUE]...
+
+Reads the files, resolves users, groups, directories and programs, and starts nothing.
+
+  --json    write one JSON object
+  --exec    run the commands of @(exec://...)
+  --strict  an unknown option is an error
+
+Ends with 0 when there is no error, with 78 otherwise.
+"""
+
+_DIRECTORY_FIELDS = (
+    ("pidfile", "pidfile"),
+    ("pidfile2", "pidfile2"),
+    ("safe_pidfile", "safe-pidfile"),
+    ("daemonize", "daemonize"),
+    ("daemonize2", "daemonize2"),
+    ("logto", "logto"),
+    ("logto2", "logto2"),
+)
+
+
+class _Checker:
+    """Collects the problems of one configuration."""
+
+    def __init__(self, spec: MasterSpec, facts: Facts) -> None:
+        self._spec = spec
+        self._facts = facts
+        self._problems: list[Problem] = []
+        # What a hook may still make is missed with a warning only.
+        self._is_final = not spec.hooks
+        self._file = spec.files[0] if spec.files else "command line"
+
+    def check(self) -> list[Problem]:
+        """Return what was found."""
+        spec = self._spec
+        self._check_places()
+        user = self._resolve(spec.user, spec.group, self._origin("uid"), add_groups=spec.add_groups)
+        if not spec.daemons:
+            self._say(self._origin(""), "there is no daemon in it", is_error=False)
+        for hook in spec.hooks:
+            drops = hook.phase.startswith("as-user") and not spec.master_as_root
+            self._check_hook(hook, user if drops else None)
+        for daemon in spec.daemons:
+            self._check_daemon(daemon, user)
+        return self._problems
+
+    def _origin(self, key: str, value: str = "") -> Origin:
+        """Return the place of one of the master's own options."""
+        for origin in reversed(self._spec.origins):
+            if origin.key == key and value in ("", origin.value):
+                return origin
+        return Origin(self._file, 0, key, value)
+
+    def _say(
+        self, origin: Origin, reason: str, daemon: str = "", advice: str = "", *, is_error: bool
+    ) -> None:
+        self._problems.append(Problem(origin, reason, daemon, advice, is_error=is_error))
+
+    def _resolve(
+        self,
+        user: str | None,
+        group: str | None,
+        origin: Origin,
+        daemon: str = "",
+        add_groups: Sequence[str] = (),
+    ) -> Identity | None:
+        try:
+            return self._facts.resolve_identity(user, group, origin, daemon, add_groups)
+        except PlanError as error:
+            problem = error.problem
+            if not daemon:
+                place = self._origin(problem.origin.key, problem.origin.value)
+                problem = problem.replace(origin=place)
+            self._problems.append(problem)
+            return None
+
+    def _check_places(self) -> None:
+        """Check the master's own directories."""
+        chdir = self._spec.chdir
+        if chdir is not None and not self._facts.is_directory(chdir):
+            self._say_missing(self._origin("chdir", chdir), "is not a directory")
+        for field, key in _DIRECTORY_FIELDS:
+            self._check_parent(key, getattr(self._spec, field))
+        for path in self._spec.master_fifo:
+            self._check_parent("master-fifo", path)
+        for path in self._spec.touch_reload:
+            self._check_parent("touch-reload", path)
+
+    def _check_parent(self, key: str, path: str | None) -> None:
+        if path is None:
+            return
+        parent = join_path(self._spec.chdir or "", path).rpartition("/")[0] or "."
+        if path.startswith("/") and path.count("/") == 1:
+            return
+        if not self._facts.is_directory(parent):
+            self._say_missing(self._origin(key, path), f"there is no directory {parent}")
+
+    def _say_missing(self, origin: Origin, reason: str, daemon: str = "", advice: str = "") -> None:
+        if not self._is_final:
+            advice = "; ".join(text for text in (advice, "unless a hook makes it") if text)
+        self._say(origin, reason, daemon, advice, is_error=self._is_final)
+
+    def _check_hook(self, hook: Hook, identity: Identity | None) -> None:
+        directory = self._spec.chdir or ""
+        problem = self._judge(hook.command, directory, identity)
+        if problem is not None:
+            self._say(hook.origin, problem[0], advice=problem[1], is_error=True)
+
+    def _check_daemon(self, daemon: DaemonSpec, master: Identity | None) -> None:
+        identity = master
+        user, group = daemon.user, daemon.group
+        if user is not None or group is not None:
+            identity = self._resolve(user, group, daemon.origin, daemon.name)
+        directory = self._spec.chdir or ""
+        if daemon.chdir is not None:
+            directory = join_path(directory, daemon.chdir)
+            if not self._facts.is_directory(directory):
+                origin = daemon.origin.replace(key="chdir", value=daemon.chdir)
+                self._say_missing(origin, "is not a directory", daemon.name)
+                return
+        self._check_touch(daemon)
+        if daemon.command.compound:
+            self._say(
+                daemon.origin.replace(key="command", value=daemon.command.text),
+                "a shell runs this and stays: it is the daemon's first process",
+                daemon.name,
+                is_error=False,
+            )
+        problem = self._judge(daemon.command, directory, identity)
+        if problem is not None:
+            origin = daemon.origin.replace(key="command", value=daemon.command.text)
+            self._say(origin, problem[0], daemon.name, problem[1], is_error=True)
+
+    def _check_touch(self, daemon: DaemonSpec) -> None:
+        for path in daemon.touch:
+            parent = join_path(self._spec.chdir or "", path).rpartition("/")[0] or "/"
+            if not self._facts.is_directory(parent):
+                origin = daemon.origin.replace(key="touch", value=path)
+                self._say_missing(origin, f"there is no directory {parent}", daemon.name)
+
+    def _judge(
+        self, command: Command, directory: str, identity: Identity | None
+    ) -> tuple[str, str] | None:
+        """Return reason and advice when a command's program cannot be run."""
+        program = find_program(command)
+        if not program:
+            return None
+        path = self._facts.find_program(program, directory)
+        if not path:
+            if "/" in program:
+                return f"there is no file {join_path(directory, program)}", ""
+            return f"there is no program {program} in PATH", "write its whole path"
+        reason = self._facts.judge_program(path, identity, by_shell=command.shell)
+        if not reason:
+            return None
+        advice = "begin it with #!/bin/sh" if "neither" in reason else ""
+        return f"{path}: {reason}", advice
+
+
+def join_path(directory: str, path: str) -> str:
+    """Return a path as seen from a directory; "" is the working directory."""
+    if path.startswith("/") or not directory:
+        return path
+    return f"{directory.rstrip('/')}/{path}"
+
+
+def find_problems(spec: MasterSpec, facts: Facts) -> list[Problem]:
+    """Return everything in a configuration that this machine cannot do, and some it does oddly.
+
+    Args:
+        spec: the configuration.
+        facts: the machine.
+    """
+    return _Checker(spec, facts).check()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `lowsuper check` and return its exit status.
+
+    Args:
+        argv: what follows `check` on the command line.
+    """
+    import sys
+
+    own = [word for word in argv if word in ("--json", "--exec", "--help", "-h")]
+    rest = [word for word in argv if word not in own]
+    if not rest or "--help" in own or "-h" in own:
+        (sys.stdout if own else sys.stderr).write(USAGE)
+        return 0 if "--help" in own or "-h" in own else EXIT_OWN_FAILURE
+    spec, problems = _run(rest, runs_commands="--exec" in own)
+    if "--json" in own:
+        text = format_json(problems, spec) + "\n"
+    else:
+        text = "".join(format_problem(problem) + "\n" for problem in problems)
+        text += _summarize(rest, spec, problems)
+    sys.stdout.write(text.encode("utf-8", "replace").decode())
+    return EXIT_CONFIG if any(problem.is_error for problem in problems) else 0
+
+
+def _summarize(words: Sequence[str], spec: MasterSpec | None, problems: Sequence[Problem]) -> str:
+    errors = sum(problem.is_error for problem in problems)
+    counts = f"{errors} errors, {len(problems) - errors} warnings"
+    if spec is None:
+        return f"{words[0]}: {counts}\n"
+    return f"{spec.name}: {len(spec.daemons)} daemons, {counts}\n"
+
+
+def _run(
+    words: Sequence[str], *, runs_commands: bool
+) -> tuple[MasterSpec | None, Sequence[Problem]]:
+    """Return what could be read of the configuration, and all problems."""
+    import os
+
+    from lowsuper.kernel.facts import Facts as RealFacts
+    from lowsuper.kernel.source import load_config
+    from lowsuper.plan import build_environment
+
+    try:
+        spec: MasterSpec | None = load_config(words, os.environ, runs_commands=runs_commands)
+        problems = list(spec.notices if spec else ())
+    except ConfigError as error:
+        spec, problems = error.spec, list(error.problems)
+    if spec is not None:
+        facts = RealFacts(build_environment(os.environ, spec.env))
+        known = {(problem.origin, problem.reason) for problem in problems}
+        found = find_problems(spec, facts)
+        problems += [each for each in found if (each.origin, each.reason) not in known]
+    return spec, sort_problems(problems)
+
+
+def sort_problems(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems in the order of the files and their lines."""
+    files = list(dict.fromkeys(problem.origin.file for problem in problems))
+    return sorted(problems, key=lambda each: (files.index(each.origin.file), each.origin.line))

@@ -1,0 +1,269 @@
+"""Facts of the running system: users and groups, programs and what they are.
+
+The user database is loaded only when a name, or a number's primary group, is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from lowsuper.errors import PlanError
+from lowsuper.model import Problem
+from lowsuper.plan import DEFAULT_PATH, Identity
+from lowsuper.units import nearest_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pwd import struct_passwd
+
+    from lowsuper.model import Origin
+
+_LARGEST_ID = (1 << 32) - 2
+_HEAD_BYTES = 256
+_ELF = b"\x7fELF"
+
+
+class _UnknownError(Exception):
+    """A user or group is not known; args are key, value, reason, advice."""
+
+
+def read_own_identity() -> Identity:
+    """Return whom this process runs as; the name and the home are left empty."""
+    return Identity(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+
+
+def resolve_identity(
+    user: str | None,
+    group: str | None,
+    origin: Origin,
+    daemon: str = "",
+    add_groups: Sequence[str] = (),
+) -> Identity | None:
+    """Return whom to become for a `uid` and a `gid`, by name or number.
+
+    A user's name brings its primary group, its supplementary groups and its home; a number
+    brings no supplementary groups, and its primary group only if the user database has it. A
+    group given beside it takes the primary group's place; alone it keeps the master's user.
+
+    Args:
+        user: as configured, or None.
+        group: as configured, or None.
+        origin: for the problem: where it was written; its key and value are replaced.
+        daemon: for the problem.
+        add_groups: further supplementary groups.
+
+    Returns:
+        None when nothing is to change: nothing was asked for, or a master that is not root is
+        that user already.
+
+    Raises:
+        PlanError: a name is not known, a number needs a group, or the master is not root.
+    """
+    if user is None and group is None and not add_groups:
+        return None
+    master = read_own_identity()
+    try:
+        identity = _look_up(user, group, master, add_groups)
+    except _UnknownError as error:
+        key, value, reason, advice = error.args
+        place = origin.replace(key=key, value=value)
+        raise PlanError(Problem(place, reason, daemon, advice)) from None
+    if master.uid == 0:
+        return identity
+    if (identity.uid, identity.gid) == (master.uid, master.gid):
+        return None
+    key, value = ("uid", user) if user is not None else ("gid", group or "")
+    reason = f"lowsuper runs with uid {master.uid} and cannot become another user"
+    advice = f"start lowsuper as root, or leave {key} out"
+    raise PlanError(Problem(origin.replace(key=key, value=value), reason, daemon, advice))
+
+
+def _look_up(
+    user: str | None, group: str | None, master: Identity, add_groups: Sequence[str]
+) -> Identity:
+    gid = None if group is None else find_group(group, "gid")
+    further = tuple(find_group(name, "add-gid") for name in add_groups)
+    if user is None:
+        own = master.gid if gid is None else gid
+        return Identity(master.uid, own, further)
+    number = _parse_number(user, "uid")
+    entry = _find_user(user, number, needs_entry=number is None or gid is None)
+    if number is not None:
+        return Identity(number, entry.pw_gid if gid is None and entry else gid or 0, further)
+    assert entry is not None
+    gid = entry.pw_gid if gid is None else gid
+    groups = dict.fromkeys((*os.getgrouplist(user, gid), *further))
+    return Identity(entry.pw_uid, gid, tuple(groups), user, entry.pw_dir)
+
+
+def _parse_number(text: str, key: str) -> int | None:
+    """Return the number that a user or group was given as, or None for a name."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    if len(text) > 10 or int(text) > _LARGEST_ID:
+        raise _UnknownError(key, text, f"is larger than {_LARGEST_ID}", "")
+    return int(text)
+
+
+def _find_user(user: str, number: int | None, *, needs_entry: bool) -> struct_passwd | None:
+    if not needs_entry:
+        return None
+    import pwd
+
+    try:
+        return pwd.getpwnam(user) if number is None else pwd.getpwuid(number)
+    except (KeyError, ValueError):
+        pass
+    if number is not None:
+        reason = "no user has this number, so its group is not known"
+        raise _UnknownError("uid", user, reason, "give gid too")
+    near = nearest_name(user, (entry.pw_name for entry in pwd.getpwall()))
+    raise _UnknownError(
+        "uid", user, "there is no user of that name", f"did you mean {near}?" if near else ""
+    )
+
+
+def find_group(group: str, key: str) -> int:
+    """Return the number of a group given by name or number.
+
+    Raises:
+        _UnknownError: there is no group of that name.
+    """
+    number = _parse_number(group, key)
+    if number is not None:
+        return number
+    import grp
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        near = nearest_name(group, (entry.gr_name for entry in grp.getgrall()))
+    advice = f"did you mean {near}?" if near else ""
+    raise _UnknownError(key, group, "there is no group of that name", advice)
+
+
+# Programs.
+
+
+class Facts:
+    """What `check` wants to know of the running system."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """Keep the environment whose PATH counts.
+
+        Args:
+            environ: the environment of daemons and hooks.
+        """
+        self._path = environ.get("PATH", DEFAULT_PATH)
+        self.master = read_own_identity()
+
+    def resolve_identity(
+        self,
+        user: str | None,
+        group: str | None,
+        origin: Origin,
+        daemon: str = "",
+        add_groups: Sequence[str] = (),
+    ) -> Identity | None:
+        """Return whom to become: see the function of that name."""
+        return resolve_identity(user, group, origin, daemon, add_groups)
+
+    def is_directory(self, path: str) -> bool:
+        """Tell whether a path is a directory."""
+        return os.path.isdir(path)
+
+    def find_program(self, program: str, directory: str) -> str:
+        """Return the path of a program, or "" when there is none.
+
+        Args:
+            program: as written; without a slash it is looked for in PATH.
+            directory: where relative paths start.
+        """
+        if "/" in program:
+            path = os.path.join(directory, program)
+            return path if os.path.exists(path) else ""
+        found = ""
+        for place in self._path.split(":"):
+            path = os.path.join(directory, place, program)
+            if os.path.isfile(path):
+                if os.stat(path).st_mode & 0o111:
+                    return path
+                found = found or path
+        return found
+
+    def judge_program(self, path: str, identity: Identity | None, *, by_shell: bool) -> str:
+        """Return why a program cannot be executed, as a phrase, or "".
+
+        Args:
+            path: an existing file.
+            identity: whom it runs as; None for the master.
+            by_shell: a shell executes it, which takes a file without #! for a script.
+        """
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            return "is a directory"
+        if not stat.S_ISREG(status.st_mode):
+            return "is not a regular file"
+        who = identity or self.master
+        if not _may_execute(status, who):
+            return _name_denial(path, who)
+        closed = _find_closed_directory(path, who)
+        if closed:
+            return f"user {who.name or who.uid} may not enter {closed}"
+        return self._judge_head(path, by_shell=by_shell)
+
+    def _judge_head(self, path: str, *, by_shell: bool) -> str:
+        """Return what is wrong with a file's first bytes, or ""."""
+        try:
+            with open(path, "rb") as file:
+                head = file.read(_HEAD_BYTES)
+        except OSError:
+            return ""  # executable but not readable: nothing can be said
+        if head.startswith(_ELF) or (by_shell and not head.startswith(b"#!")):
+            return ""
+        if not head.startswith(b"#!"):
+            return "is neither a program nor a script with #! in its first line"
+        return self._judge_interpreter(os.fsdecode(head[2:].split(b"\n")[0]))
+
+    def _judge_interpreter(self, line: str) -> str:
+        """Return what is wrong with what follows #!, or ""."""
+        words = line.split()
+        if line.endswith("\r"):
+            return "its first line ends in a carriage return (DOS line ends)"
+        if not words:
+            return "names no interpreter after #!"
+        if not os.access(words[0], os.X_OK) or os.path.isdir(words[0]):
+            return f"its interpreter {words[0]} cannot be executed"
+        is_env = os.path.basename(words[0]) == "env" and len(words) == 2 and words[1][0] != "-"
+        if is_env and not self.find_program(words[1], "/"):
+            return f"env will not find {words[1]}"
+        return ""
+
+
+def _may_execute(status: os.stat_result, who: Identity) -> bool:
+    """Tell whether the mode bits let someone execute a file or enter a directory."""
+    if who.uid == 0:
+        return bool(status.st_mode & 0o111) or stat.S_ISDIR(status.st_mode)
+    if who.uid == status.st_uid:
+        return bool(status.st_mode & 0o100)
+    if status.st_gid in (who.gid, *who.groups):
+        return bool(status.st_mode & 0o010)
+    return bool(status.st_mode & 0o001)
+
+
+def _name_denial(path: str, who: Identity) -> str:
+    if not os.stat(path).st_mode & 0o111:
+        return "is not executable"
+    return f"user {who.name or who.uid} may not execute it"
+
+
+def _find_closed_directory(path: str, who: Identity) -> str:
+    """Return the first directory above a file that someone may not enter, or ""."""
+    place = "/"
+    for part in os.path.abspath(path).split("/")[1:-1]:
+        place = os.path.join(place, part)
+        if not _may_execute(os.stat(place), who):
+            return place
+    return ""
