@@ -1,4 +1,4 @@
-"""The daemon machine: what one daemon does next.
+r"""The daemon machine: what one daemon does next.
 
 `step` is total and pure: given the specification, the state, an event and the time it returns the
 new state and the actions, and nothing else decides. Rule 1: no clock, no I/O, no configuration
@@ -7,8 +7,8 @@ daemon has at most one timer, and none when it is down.
 
         Start            ExecOk              Exited, nothing left
   Down -------> Starting -------> Up ------------------------------> Backoff (or at once Starting)
-   ^               |  SpawnFailed  \\ Stop, Reload, Touched,             | Timer
-   |               |                \\ Exited with something left        v
+   ^               |  SpawnFailed  \ Stop, Reload, Touched,              | Timer
+   |               |                \ Exited with something left         v
    |               v                 v                              Starting
    +----------- Broken           Stopping ---- deadline: SIGKILL, then Stuck is said
    |  Exited       |                 | Exited and Emptied
@@ -178,7 +178,17 @@ def _down(state: Down, event: DaemonEvent, now: Ns) -> Result:
         case Start():
             starting, actions = _spawn(state.run, 0, now)
             return starting.replace(first=True), actions
-        case Stop() | Reload() | Kill() | Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+        case (
+            Stop()
+            | Reload()
+            | Kill()
+            | Touched()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+        ):
             return state, ()
         case _:
             assert_never(event)
@@ -207,9 +217,7 @@ def _starting(spec: DaemonSpec, state: Starting, event: DaemonEvent, now: Ns) ->
         case Stop() | Reload() | Kill() | Touched():
             # Nothing runs yet that could end gracefully.
             then = AGAIN if isinstance(event, Touched) else DOWN
-            stopping = Stopping(
-                state.run, now, state.since, state.spawns, 0, then, killed=True
-            )
+            stopping = Stopping(state.run, now, state.since, state.spawns, 0, then, killed=True)
             settled = (Settled(False, True),) if state.first else ()
             return stopping, (
                 KillDomain(state.run),
@@ -291,9 +299,7 @@ def _died(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
     age = now - state.since
     spawns = count_spawns(state.spawns, age)
     pause = None if spec.control else pause_before_start(spawns, age, spec.max_throttle)
-    note = Say(
-        DaemonDied(spec.name, state.pid, event.status, age, event.left, pause, spec.control)
-    )
+    note = Say(DaemonDied(spec.name, state.pid, event.status, age, event.left, pause, spec.control))
     if event.left:
         # What it left behind may still hold its port: it goes first, gracefully.
         stopping = Stopping(
@@ -379,8 +385,8 @@ def _gone(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
     note = Say(DaemonGone(spec.name, state.pid, state.status, now - state.since))
     match state.then:
         case "again":
-            after, actions = _spawn(state.run, 0, now)
-            return after, (note, *actions)
+            starting, spawn = _spawn(state.run, 0, now)
+            return starting, (note, *spawn)
         case "crashed" if spec.control:
             ended = ControlEnded(state.status or 0)
             return Down(state.run), (CancelTimer(), note, ended, WentDown())

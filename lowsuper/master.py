@@ -142,7 +142,9 @@ def step(spec: MasterSpec, state: Master, event: MasterEvent, daemons: Daemons, 
         case DaemonDown():
             return _daemon_down(spec, state, event, now)
         case DaemonEnded():
-            ended = state if state.phase == STOPPING else state.replace(code=exit_code(event.status))
+            ended = (
+                state if state.phase == STOPPING else state.replace(code=exit_code(event.status))
+            )
             return _stop(spec, ended, f"{event.name} has ended", now)
         case _:
             assert_never(event)
@@ -156,10 +158,7 @@ def exit_code(status: int) -> int:
 
 def _hooks(spec: MasterSpec, *phases: str) -> tuple[int, ...]:
     return tuple(
-        index
-        for phase in phases
-        for index, hook in enumerate(spec.hooks)
-        if hook.phase == phase
+        index for phase in phases for index, hook in enumerate(spec.hooks) if hook.phase == phase
     )
 
 
@@ -184,7 +183,7 @@ def _advance(spec: MasterSpec, state: Master, now: Ns) -> Result:
             hook = spec.hooks[task]
             state = state.replace(todo=rest, hook=task)
             return state, (*done, SayMaster(HookRuns(hook.phase, hook.command.text)), RunHook(task))
-        if task == DRAIN and state.alive or task == STARTED and state.unsettled:
+        if (task == DRAIN and state.alive) or (task == STARTED and state.unsettled):
             break
         state, actions = _perform(spec, state.replace(todo=rest), task, now)
         done += actions
@@ -207,7 +206,10 @@ def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
         case "started":
             return _started(spec, state, now)
         case "finish":
-            return state.replace(phase=ENDED), (SayMaster(MasterEnds(state.code)), Finish(state.code))
+            return state.replace(phase=ENDED), (
+                SayMaster(MasterEnds(state.code)),
+                Finish(state.code),
+            )
         case _:
             return state, ()
 
@@ -247,9 +249,7 @@ def _started(spec: MasterSpec, state: Master, now: Ns) -> Result:
     """Every daemon has been started once."""
     took = now - state.since
     booted = state.phase == BOOTING
-    note = (
-        AllStarted(len(spec.daemons), state.failed, took) if booted else MasterReloaded(took)
-    )
+    note = AllStarted(len(spec.daemons), state.failed, took) if booted else MasterReloaded(took)
     say: Actions = (SayMaster(note), Announce()) if booted else (SayMaster(note),)
     state = state.replace(phase=RUNNING)
     if not state.again:
@@ -311,7 +311,7 @@ def _reload(spec: MasterSpec, state: Master, why: str, brutal: bool, now: Ns) ->
 
 
 def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Result:
-    """Replace every daemon by its new self, one by one or, where hooks come between, all at once."""
+    """Replace every daemon by its new self: one by one or, with hooks between, all at once."""
     state = state.replace(loading=False)
     if state.phase != RUNNING:
         return state, ()

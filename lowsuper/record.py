@@ -27,9 +27,7 @@ else:
 class RecordMeta(type):
     """Turn the annotations of a class body into the fields of a tuple."""
 
-    def __new__(
-        mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]
-    ) -> RecordMeta:
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> RecordMeta:
         """Make the class; a value given to an annotation is the field's default."""
         fields = tuple(namespace.get("__annotations__", ()))
         defaults = {field: namespace[field] for field in fields if field in namespace}

@@ -170,8 +170,7 @@ class Supervisor:
         self._wanted = {daemon.name: daemon for daemon in spec.daemons}
         rest = [daemon for name, daemon in self._daemons.items() if name not in self._wanted]
         placed = {
-            name: self._daemons.get(name) or Daemon(wanted)
-            for name, wanted in self._wanted.items()
+            name: self._daemons.get(name) or Daemon(wanted) for name, wanted in self._wanted.items()
         }
         self._daemons = placed | {daemon.spec.name: daemon for daemon in rest}
         self._states = {name: daemon.state for name, daemon in self._daemons.items()}
@@ -242,12 +241,7 @@ class Supervisor:
 
     def _perform_process(
         self,
-        action: WritePidfiles
-        | DropPrivileges
-        | ReopenLogs
-        | SelectFifo
-        | Announce
-        | Finish,
+        action: WritePidfiles | DropPrivileges | ReopenLogs | SelectFifo | Announce | Finish,
     ) -> None:
         """Perform what concerns the master's own process."""
         effects = self._effects
