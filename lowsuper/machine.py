@@ -106,6 +106,7 @@ class Stopping(Record):
 
     run: RunId
     since: Ns  # when the ending began
+    deadline: Ns  # what is timed now: first the patience, after SIGKILL the time to complain
     born: Ns
     spawns: int
     pid: int  # 0: it never ran
@@ -217,19 +218,24 @@ def _starting(spec: DaemonSpec, state: Starting, event: DaemonEvent, now: Ns) ->
         case Stop() | Reload() | Kill() | Touched():
             # Nothing runs yet that could end gracefully.
             then = AGAIN if isinstance(event, Touched) else DOWN
-            stopping = Stopping(state.run, now, state.since, state.spawns, 0, then, killed=True)
+            stopping, actions = _kill_now(state, state.spawns, 0, then, now)
             settled = (Settled(False, True),) if state.first else ()
-            return stopping, (
-                KillDomain(state.run),
-                SetTimer(state.run, now + STUCK),
-                *settled,
-            )
+            return stopping, (*actions, *settled)
         case Timer() if event.run == state.run:
             return state, (Say(DaemonSlow(spec.name, now - state.since)),)
         case Start() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
             return state, ()
         case _:
             assert_never(event)
+
+
+def _kill_now(
+    state: Starting | Up, spawns: int, pid: int, then: str, now: Ns
+) -> tuple[Stopping, tuple[DaemonAction, ...]]:
+    """End it without asking."""
+    deadline = now + STUCK
+    stopping = Stopping(state.run, now, deadline, state.since, spawns, pid, then, killed=True)
+    return stopping, (KillDomain(state.run), SetTimer(state.run, deadline))
 
 
 def _start_again(
@@ -280,14 +286,8 @@ def _up(spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns) -> Result:
         case Touched():
             return _end(spec, state, spec.stop_signal, f"touch {event.path}", AGAIN, now)
         case Kill():
-            stopping = Stopping(
-                state.run, now, state.since, state.spawns, state.pid, DOWN, killed=True
-            )
-            return stopping, (
-                KillDomain(state.run),
-                SetTimer(state.run, now + STUCK),
-                Say(DaemonKilled(spec.name, state.pid, 0)),
-            )
+            stopping, actions = _kill_now(state, state.spawns, state.pid, DOWN, now)
+            return stopping, (*actions, Say(DaemonKilled(spec.name, state.pid, 0)))
         case Start() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
             return state, ()
         case _:
@@ -302,10 +302,18 @@ def _died(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
     note = Say(DaemonDied(spec.name, state.pid, event.status, age, event.left, pause, spec.control))
     if event.left:
         # What it left behind may still hold its port: it goes first, gracefully.
-        stopping = Stopping(
-            state.run, now, state.since, spawns, state.pid, CRASHED, True, event.status
-        )
         deadline = now + _patience(spec)
+        stopping = Stopping(
+            state.run,
+            now,
+            deadline,
+            state.since,
+            spawns,
+            state.pid,
+            CRASHED,
+            main_gone=True,
+            status=event.status,
+        )
         return stopping, (
             note,
             Signal(state.run, spec.stop_signal),
@@ -321,10 +329,10 @@ def _died(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
 def _end(spec: DaemonSpec, state: Up, signal: int, why: str, then: str, now: Ns) -> Result:
     """Ask the daemon to end; `then` says what follows."""
     patience = _patience(spec)
-    stopping = Stopping(state.run, now, state.since, 0, state.pid, then)
+    stopping = Stopping(state.run, now, now + patience, state.since, 0, state.pid, then)
     return stopping, (
         Signal(state.run, signal),
-        SetTimer(state.run, now + patience),
+        SetTimer(state.run, stopping.deadline),
         Say(DaemonEnding(spec.name, state.pid, signal, patience, why)),
     )
 
@@ -341,7 +349,7 @@ def _stopping(spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns) ->
             return (gone, ()) if event.left else _gone(spec, gone, now)
         case Emptied() if event.run == state.run and state.main_gone:
             return _gone(spec, state, now)
-        case Timer() if event.run == state.run:
+        case Timer() if event.run == state.run and now >= state.deadline:
             return _overdue(spec, state, now)
         case Stop() | Reload():
             return state.replace(then=DOWN), ()
@@ -368,14 +376,20 @@ def _overdue(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
         note = DaemonStuck(spec.name, state.pid, waited, abandoned=True)
         return Down(state.run), (Say(note), WentDown(abandoned=True))
     note = DaemonStuck(spec.name, state.pid, waited, abandoned=False)
-    again = (SetTimer(state.run, now + STUCK),) if state.then == DOWN else ()
-    return state.replace(said_stuck=True), (Say(note), *again)
+    if state.then != DOWN:
+        return state.replace(said_stuck=True), (Say(note),)
+    deadline = now + STUCK
+    return state.replace(said_stuck=True, deadline=deadline), (
+        Say(note),
+        SetTimer(state.run, deadline),
+    )
 
 
 def _kill(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
-    return state.replace(killed=True), (
+    deadline = now + STUCK
+    return state.replace(killed=True, deadline=deadline), (
         KillDomain(state.run),
-        SetTimer(state.run, now + STUCK),
+        SetTimer(state.run, deadline),
         Say(DaemonKilled(spec.name, state.pid, now - state.since)),
     )
 
@@ -407,7 +421,7 @@ def _backoff(spec: DaemonSpec, state: Backoff, event: DaemonEvent, now: Ns) -> R
                 spec.name, event.step, event.errno, event.subject, state.until - now
             )
             return state, (Say(note),)
-        case Timer() if event.run == state.run:
+        case Timer() if event.run == state.run and now >= state.until:
             return _spawn(state.run, state.spawns, now)
         case Start() | Touched():
             return _spawn(state.run, 0, now)
