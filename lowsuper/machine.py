@@ -356,12 +356,12 @@ def _stopping(spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns) ->
         case Kill():
             down = state.replace(then=DOWN)
             return (down, ()) if state.killed else _kill(spec, down, now)
-        case Start() | Touched():
+        case Start():
             # A daemon that is on its way down comes back once the last of it is gone.
             return state.replace(then=AGAIN if state.then == DOWN else state.then), ()
         case ExecOk() if event.run == state.run:
             return state.replace(pid=event.pid), ()
-        case Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+        case Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
             return state, ()
         case _:
             assert_never(event)
