@@ -361,6 +361,9 @@ def _stopping(spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns) ->
             return state.replace(then=AGAIN if state.then == DOWN else state.then), ()
         case ExecOk() if event.run == state.run:
             return state.replace(pid=event.pid), ()
+        case SpawnFailed() if event.run == state.run and not event.cloned:
+            # Race: it was told to end before it was known that there is nothing to end.
+            return _gone(spec, state, now)
         case Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
             return state, ()
         case _:
