@@ -79,8 +79,6 @@ class _Checker:
         spec = self._spec
         self._check_places()
         user = self._resolve(spec.user, spec.group, self._origin("uid"), add_groups=spec.add_groups)
-        if not spec.daemons:
-            self._say(self._origin(""), "there is no daemon in it", is_error=False)
         for hook in spec.hooks:
             drops = hook.phase.startswith("as-user") and not spec.master_as_root
             self._check_hook(hook, user if drops else None)
@@ -243,10 +241,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _summarize(words: Sequence[str], spec: MasterSpec | None, problems: Sequence[Problem]) -> str:
     errors = sum(problem.is_error for problem in problems)
-    counts = f"{errors} errors, {len(problems) - errors} warnings"
+    counts = f"{_count(errors, 'error')}, {_count(len(problems) - errors, 'warning')}"
     if spec is None:
         return f"{words[0]}: {counts}\n"
-    return f"{spec.name}: {len(spec.daemons)} daemons, {counts}\n"
+    return f"{spec.name}: {_count(len(spec.daemons), 'daemon')}, {counts}\n"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
 def _run(
@@ -265,10 +267,13 @@ def _run(
     except ConfigError as error:
         spec, problems = error.spec, list(error.problems)
     if spec is not None:
-        facts = RealFacts(build_environment(os.environ, spec.env))
+        facts = RealFacts(build_environment(os.environ, spec.env).variables)
         known = {(problem.origin, problem.reason) for problem in problems}
         found = find_problems(spec, facts)
         problems += [each for each in found if (each.origin, each.reason) not in known]
+        if not spec.daemons and not any(problem.is_error for problem in problems):
+            origin = Origin(spec.files[0] if spec.files else "command line", 0, "", "")
+            problems.append(Problem(origin, "there is no daemon in it", is_error=False))
     return spec, sort_problems(problems)
 
 

@@ -29,6 +29,8 @@ _BUILTINS = frozenset(_BUILTIN_NAMES.split())
 _BLANKS = " \t"
 _OPERATORS = "|&;()\n"
 _EXPANDING = "*?[{$`"
+# Without any of these a text is words between blanks; other white space is no blank.
+_SPECIAL = frozenset("\"'\\#~<>\0\r\v\f\x1c\x1d\x1e\x1f" + _OPERATORS + _EXPANDING)
 
 
 class _Word(Record):
@@ -248,6 +250,17 @@ def _needs_no_shell(words: list[_Word]) -> bool:
     return "=" not in first and first not in _BUILTINS and first not in _RESERVED
 
 
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./:,@%+- \t")
+
+
+def _split_plain(text: str) -> list[str]:
+    """Return the words of a text that has nothing special in it, else []: most lines are such."""
+    if not _PLAIN.issuperset(text):
+        return []
+    words = text.split()
+    return [] if not words or words[0] in _BUILTINS or words[0] in _RESERVED else words
+
+
 def parse_command(text: str) -> Command:
     """Return how to execute a command line.
 
@@ -261,8 +274,16 @@ def parse_command(text: str) -> Command:
     Raises:
         ValueError: there is no command, a quote has no end, or there is a NUL byte.
     """
+    if text.isascii() and _SPECIAL.isdisjoint(text):
+        words_only = text.split()
+        first = words_only[0] if words_only else "="
+        if "=" not in first and first not in _BUILTINS and first not in _RESERVED:
+            return Command(text, tuple(words_only))
     if "\0" in text:
         raise ValueError("holds a NUL byte")
+    plain = _split_plain(text)
+    if plain:
+        return Command(text, tuple(plain))
     words = list(_Scanner(text).scan())
     while words and words[-1].operator and words[-1].value in (";", "\n"):
         words.pop()  # nothing comes after it, so it separates nothing
@@ -287,6 +308,9 @@ def find_program_name(text: str) -> str:
     Raises:
         ValueError: as `parse_command`.
     """
+    plain = _split_plain(text)
+    if plain:
+        return plain[0].rstrip("/").rpartition("/")[2]
     expects_program = True
     for word in _Scanner(text).scan():
         if word.operator:

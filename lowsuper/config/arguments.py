@@ -64,7 +64,7 @@ class _Words:
         name, equals, value = word[2:].partition("=")
         known = name in self._declared or options.is_option(name)
         if not known:
-            advice = suggest(name, options.list_names())
+            advice = suggest(name, options.list_names(), 0.7)
             if not advice:
                 advice = f"for a placeholder write --set-ph {name}=VALUE"
             self._fault(word, "there is no such option", advice)
@@ -119,7 +119,7 @@ def parse_arguments(words: Sequence[str]) -> tuple[Option, ...]:
     parser.parse()
     if parser.problems:
         raise ConfigError(parser.problems)
-    files = [Option("ini", name, Origin(COMMAND_LINE, 0, "ini", name)) for name in parser.files]
+    files = [Option("ini", name, Origin(COMMAND_LINE, 0, "", name)) for name in parser.files]
     return (*parser.options, *files)
 
 

@@ -11,6 +11,8 @@ from lowsuper.units import parse_bool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from lowsuper.config.dialect import Option
     from lowsuper.config.keys import Key
     from lowsuper.config.keyval import Item
@@ -115,12 +117,7 @@ class DaemonBuilder:
                 self._fault(draft, draft.origin, "there is no command", "add command = ...")
         good = [draft for draft in self._drafts if not draft.broken and not draft.unknown]
         self._name_all(good)
-        return tuple(
-            DaemonSpec(draft.name, _command_of(draft), draft.origin).replace(
-                **{**draft.fields, "name": draft.name}
-            )
-            for draft in good
-        )
+        return tuple(_build_daemon(draft) for draft in good)
 
     # Names.
 
@@ -144,16 +141,21 @@ class DaemonBuilder:
                 )
             elif draft.name:
                 taken[draft.name] = draft
+        counts: dict[str, int] = {}
         for draft in drafts:
             if not draft.name:
-                draft.name = _find_free_name(draft, taken)
-                taken[draft.name] = draft
+                base = name = _program_of(draft) or "daemon"
+                while name in taken:
+                    counts[base] = counts.get(base, 1) + 1
+                    name = f"{base}-{counts[base]}"
+                draft.name = name
+                taken[name] = draft
 
     # Keys.
 
     def _take_item(self, draft: _Draft, item: Item, *, in_command: bool) -> bool:
         """Take one item in; return whether the next one may be a part of the command."""
-        origin = draft.origin.replace(key=item.key, value=item.value or "")
+        origin = Origin(draft.origin.file, draft.origin.line, item.key, item.value or "")
         key = keys.find_key(item.key)
         if key is None:
             advice = _COMMA_ADVICE if in_command else ""
@@ -201,6 +203,11 @@ class DaemonBuilder:
         self._problems.append(Problem(origin, reason, _label(draft), is_error=False))
 
 
+def _build_daemon(draft: _Draft) -> DaemonSpec:
+    fields: dict[str, Any] = draft.fields | {"name": draft.name}
+    return DaemonSpec(origin=draft.origin, **fields)
+
+
 def _command_of(draft: _Draft) -> Command:
     command: Command = draft.fields["command"]  # type: ignore[assignment]
     return command
@@ -227,12 +234,3 @@ def _program_of(draft: _Draft) -> str:
     if "command" not in draft.fields:
         return ""
     return keys.clean_name(find_program_name(_command_of(draft).text))
-
-
-def _find_free_name(draft: _Draft, taken: dict[str, _Draft]) -> str:
-    base = _program_of(draft) or "daemon"
-    number, name = 1, base
-    while name in taken:
-        number += 1
-        name = f"{base}-{number}"
-    return name

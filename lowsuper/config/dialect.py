@@ -424,7 +424,9 @@ class Reader:
     def _replace(self, index: int, value: str) -> None:
         option = self._options[index]
         if value != option.value:
-            origin = option.origin.replace(value=value)
+            # What was not looked up is shown as it was written.
+            shown = option.origin.value if expand.has_unknown(value) else value
+            origin = option.origin.replace(value=shown)
             self._options[index] = option.replace(value=value, origin=origin)
 
     def _inherit_all(self) -> Asking[None]:

@@ -24,6 +24,8 @@ class _Part(Record):
 
 
 def _split(text: str) -> list[_Part]:
+    if "\\" not in text and '"' not in text and "'" not in text:
+        return [_Part(part, part.find("=")) for part in text.split(",")]
     parts: list[_Part] = []
     current: list[str] = []
     equals, quote, escaped = -1, "", False

@@ -34,8 +34,8 @@ def format_problem(problem: Problem) -> str:
     if problem.daemon:
         parts.append(clean_text(problem.daemon))
     if origin.key or origin.value:
-        value = f"={origin.value}" if origin.value else ""
-        parts.append(clean_text(origin.key + value))
+        equals = "=" if origin.key and origin.value else ""
+        parts.append(clean_text(origin.key + equals + origin.value))
     reason = f"{problem.reason}; {problem.advice}" if problem.advice else problem.reason
     return ": ".join([*parts, clean_reason(reason)])
 
