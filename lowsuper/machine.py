@@ -88,7 +88,7 @@ class Broken(Record):
     since: Ns
     spawns: int
     failure: SpawnFailed
-    wanted: bool  # it shall be tried again
+    main_gone: bool = False  # the helper is gone, something else of it is not
 
 
 class Up(Record):
@@ -204,7 +204,7 @@ def _starting(spec: DaemonSpec, state: Starting, event: DaemonEvent, now: Ns) ->
         case SpawnFailed() if event.run == state.run:
             settled = (Settled(False, True),) if state.first else ()
             if event.cloned:
-                broken = Broken(state.run, state.since, state.spawns, event, wanted=True)
+                broken = Broken(state.run, state.since, state.spawns, event)
                 return broken, (CancelTimer(), *settled)
             after, actions = _start_again(spec, state, event, now)
             return after, (*settled, *actions)
@@ -230,7 +230,7 @@ def _starting(spec: DaemonSpec, state: Starting, event: DaemonEvent, now: Ns) ->
 
 
 def _kill_now(
-    state: Starting | Up, spawns: int, pid: int, then: str, now: Ns
+    state: Starting | Broken | Up, spawns: int, pid: int, then: str, now: Ns
 ) -> tuple[Stopping, tuple[DaemonAction, ...]]:
     """End it without asking."""
     deadline = now + STUCK
@@ -252,26 +252,20 @@ def _broken(spec: DaemonSpec, state: Broken, event: DaemonEvent, now: Ns) -> Res
     match event:
         case Exited() if event.run == state.run:
             if event.left:
-                return state, (KillDomain(state.run),)
-            return _after_broken(spec, state, now)
-        case Emptied() if event.run == state.run:
-            return _after_broken(spec, state, now)
+                return state.replace(main_gone=True), (KillDomain(state.run),)
+            return _start_again(spec, state, state.failure, now)
+        case Emptied() if event.run == state.run and state.main_gone:
+            return _start_again(spec, state, state.failure, now)
         case Stop() | Reload() | Kill():
-            return state.replace(wanted=False), ()
-        case Start():
-            return state.replace(wanted=True), ()
-        case Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+            # It is about to end by itself, but a stop relies on nobody's good will.
+            why = state.failure
+            note = DaemonNotStarted(spec.name, why.step, why.errno, why.subject, None)
+            stopping, actions = _kill_now(state, state.spawns, 0, DOWN, now)
+            return stopping.replace(main_gone=state.main_gone), (*actions, Say(note))
+        case Start() | Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
             return state, ()
         case _:
             assert_never(event)
-
-
-def _after_broken(spec: DaemonSpec, state: Broken, now: Ns) -> Result:
-    if state.wanted:
-        return _start_again(spec, state, state.failure, now)
-    failure = state.failure
-    note = DaemonNotStarted(spec.name, failure.step, failure.errno, failure.subject, None)
-    return Down(state.run), (Say(note), WentDown())
 
 
 def _up(spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns) -> Result:
