@@ -62,8 +62,9 @@ STATE_VERSION = 1
 SLOW_START = 10 * SECOND  # a helper that has not reached execve by then is mentioned
 STUCK = 10 * SECOND  # what lives this long after SIGKILL is mentioned, or abandoned
 
-DOWN, AGAIN, CRASHED = "down", "again", "crashed"
-"""What follows a Stopping: nothing, a start at once, or a start under the throttle."""
+DOWN, RELOADED, AGAIN, CRASHED = "down", "reloaded", "again", "crashed"
+"""What follows a Stopping: nothing; here nothing, but the master starts the next instance; a
+start at once; a start under the throttle. Only what nothing follows is ever abandoned."""
 
 
 class Down(Record):
@@ -110,7 +111,7 @@ class Stopping(Record):
     born: Ns
     spawns: int
     pid: int  # 0: it never ran
-    then: str  # DOWN, AGAIN or CRASHED
+    then: str  # DOWN, RELOADED, AGAIN or CRASHED
     main_gone: bool = False
     status: int | None = None  # of the daemon's own process, once it is gone
     killed: bool = False
@@ -217,8 +218,7 @@ def _starting(spec: DaemonSpec, state: Starting, event: DaemonEvent, now: Ns) ->
             return after, (*settled, *actions)
         case Stop() | Reload() | Kill() | Touched():
             # Nothing runs yet that could end gracefully.
-            then = AGAIN if isinstance(event, Touched) else DOWN
-            stopping, actions = _kill_now(state, state.spawns, 0, then, now)
+            stopping, actions = _kill_now(state, state.spawns, 0, _sequel(event), now)
             settled = (Settled(False, True),) if state.first else ()
             return stopping, (*actions, *settled)
         case Timer() if event.run == state.run:
@@ -227,6 +227,17 @@ def _starting(spec: DaemonSpec, state: Starting, event: DaemonEvent, now: Ns) ->
             return state, ()
         case _:
             assert_never(event)
+
+
+def _sequel(event: Stop | Reload | Kill | Touched) -> str:
+    """Return what follows the stop that this event asks for."""
+    match event:
+        case Stop() | Kill():
+            return DOWN
+        case Reload():
+            return RELOADED
+        case Touched():
+            return AGAIN
 
 
 def _kill_now(
@@ -260,7 +271,7 @@ def _broken(spec: DaemonSpec, state: Broken, event: DaemonEvent, now: Ns) -> Res
             # It is about to end by itself, but a stop relies on nobody's good will.
             why = state.failure
             note = DaemonNotStarted(spec.name, why.step, why.errno, why.subject, None)
-            stopping, actions = _kill_now(state, state.spawns, 0, DOWN, now)
+            stopping, actions = _kill_now(state, state.spawns, 0, _sequel(event), now)
             return stopping.replace(main_gone=state.main_gone), (*actions, Say(note))
         case Start() | Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
             return state, ()
@@ -276,7 +287,7 @@ def _up(spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns) -> Result:
             return _end(spec, state, spec.stop_signal, "stop", DOWN, now)
         case Reload():
             signal = spec.stop_signal if spec.reload_signal is None else spec.reload_signal
-            return _end(spec, state, signal, "reload", DOWN, now)
+            return _end(spec, state, signal, "reload", RELOADED, now)
         case Touched():
             return _end(spec, state, spec.stop_signal, f"touch {event.path}", AGAIN, now)
         case Kill():
@@ -345,11 +356,14 @@ def _stopping(spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns) ->
             return _gone(spec, state, now)
         case Timer() if event.run == state.run and now >= state.deadline:
             return _overdue(spec, state, now)
-        case Stop() | Reload():
-            return state.replace(then=DOWN), ()
+        case Stop():
+            return _for_good(state, now)
+        case Reload():
+            return state.replace(then=RELOADED), ()
+        case Kill() if state.killed:
+            return _for_good(state, now)
         case Kill():
-            down = state.replace(then=DOWN)
-            return (down, ()) if state.killed else _kill(spec, down, now)
+            return _kill(spec, state.replace(then=DOWN), now)
         case Start():
             # A daemon that is on its way down comes back once the last of it is gone.
             return state.replace(then=AGAIN if state.then == DOWN else state.then), ()
@@ -362,6 +376,15 @@ def _stopping(spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns) ->
             return state, ()
         case _:
             assert_never(event)
+
+
+def _for_good(state: Stopping, now: Ns) -> Result:
+    """Nothing shall follow, so its patience with what survived SIGKILL has an end too."""
+    down = state.replace(then=DOWN)
+    if not state.said_stuck or state.then == DOWN:
+        return down, ()  # its timer is set
+    deadline = now + STUCK
+    return down.replace(deadline=deadline), (SetTimer(state.run, deadline),)
 
 
 def _overdue(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:

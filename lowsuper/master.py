@@ -316,7 +316,9 @@ def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resul
     if state.phase != RUNNING:
         return state, ()
     state = state.replace(phase=RELOADING, since=now, failed=0)
-    ending: Actions = (TellAll(Kill() if state.brutal else Reload()),)
+    ending: Actions = (TellAll(Reload()),)
+    if state.brutal:
+        ending = (TellAll(Kill()), *ending)  # killed, but still to be followed by the next one
     phases = ("as-user",) if state.dropped else ("as-root", "as-user")
     hooks = _hooks(spec, *phases)
     if hooks:
