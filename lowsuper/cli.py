@@ -140,7 +140,7 @@ def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
     environ = dict(os.environ)
 
     def load(is_reload: bool) -> MasterSpec:
-        from lowsuper.kernel.privilege import resolve
+        from lowsuper.kernel.privilege import resolve, resolve_master
         from lowsuper.kernel.source import load_config
         from lowsuper.model import fill_in
 
@@ -149,6 +149,7 @@ def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
         try:
             spec = fill_in(load_config(arguments, environ, is_reload=is_reload))
             resolve(spec)
+            resolve_master(spec)
         finally:
             os.chdir(here)
         return spec

@@ -351,7 +351,11 @@ def _stopping(spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns) ->
     match event:
         case Exited() if event.run == state.run:
             gone = state.replace(main_gone=True, status=event.status)
-            return (gone, ()) if event.left else _gone(spec, gone, now)
+            if not event.left:
+                return _gone(spec, gone, now)
+            # What is left is asked too: nobody else will tell it that its daemon has gone.
+            ask = () if state.killed else (Signal(state.run, spec.stop_signal),)
+            return gone, ask
         case Emptied() if event.run == state.run and state.main_gone:
             return _gone(spec, state, now)
         case Timer() if event.run == state.run and now >= state.deadline:

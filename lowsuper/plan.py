@@ -89,9 +89,27 @@ OWN_VARIABLES = frozenset(
 OWN_PREFIX = "LOWSUPER_"
 
 
+class Environment:
+    """The variables of a daemon, and, made once for all who share them, how they are handed over."""
+
+    __slots__ = ("packed", "path", "variables")
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        """Take the variables over; they must not change any more."""
+        self.variables = variables
+        self.packed = tuple(encode(f"{name}={value}") for name, value in variables.items())
+        path = variables.get("PATH", DEFAULT_PATH)
+        self.path = tuple(place or "." for place in path.split(":"))
+
+
+def identity_variables(identity: Identity) -> dict[str, str]:
+    """Return the variables that follow the user that a process becomes."""
+    return {"HOME": identity.home, "USER": identity.name, "LOGNAME": identity.name}
+
+
 def build_environment(
     inherited: Mapping[str, str], changes: Sequence[EnvChange]
-) -> dict[str, str]:
+) -> Environment:
     """Return the environment of every daemon and hook.
 
     Args:
@@ -108,13 +126,13 @@ def build_environment(
             env.pop(change.name, None)
         else:
             env[change.name] = change.value
-    return env
+    return Environment(env)
 
 
 def build_plan(
     name: str,
     command: Command,
-    env: Mapping[str, str],
+    env: Environment,
     *,
     role: str = EXEC,
     new_pid_ns: bool = False,
@@ -128,7 +146,7 @@ def build_plan(
     Args:
         name: of the daemon or hook, for messages.
         command: what to run; a program without a slash is looked for in PATH, at each start.
-        env: its environment, before HOME, USER and LOGNAME follow the identity.
+        env: its environment; HOME, USER and LOGNAME follow the identity.
         role: EXEC, NSINIT or SHIM.
         new_pid_ns: whether it gets a pid namespace of its own.
         identity: whom to become, or None to stay what the master is.
@@ -136,20 +154,16 @@ def build_plan(
         fds: its descriptors; all others are closed.
         limits: resource limits to set.
     """
-    variables = dict(env)
     if identity is not None and identity.name:
-        variables |= {"HOME": identity.home, "USER": identity.name, "LOGNAME": identity.name}
+        env = Environment(env.variables | identity_variables(identity))
     program = command.argv[0]
-    programs = (program,)
-    if "/" not in program:
-        path = variables.get("PATH", DEFAULT_PATH)
-        programs = tuple(f"{place or '.'}/{program}" for place in path.split(":"))
+    programs = (program,) if "/" in program else tuple(f"{place}/{program}" for place in env.path)
     return SpawnPlan(
         name=name,
         role=role,
         programs=tuple(map(encode, programs)),
         argv=tuple(map(encode, command.argv)),
-        envp=tuple(encode(f"{key}={value}") for key, value in variables.items()),
+        envp=env.packed,
         fds=fds,
         new_pid_ns=new_pid_ns,
         chdir=None if chdir is None else encode(chdir),

@@ -159,19 +159,17 @@ class Tree:
         Raises:
             KernelError: mkdir failed, e.g. ENOSPC when a limit on descendants is reached.
         """
-        wanted = name[:MAX_NAME]
-        for suffix in ("", *(f"-{number}" for number in range(1, 100))):
+        leaf = wanted = name[:MAX_NAME]
+        for number in range(1, 100):
             try:
-                os.mkdir(wanted + suffix, 0o755, dir_fd=self.dumb_fd)
+                os.mkdir(leaf, 0o755, dir_fd=self.dumb_fd)
             except FileExistsError:
-                continue  # something that not even SIGKILL ended is still in the old one
+                leaf = f"{wanted}-{number}"  # what not even SIGKILL ended is still in the old one
             except OSError as error:
-                raise KernelError("mkdir", error.errno or 0, f"{self.path}/dumb/{wanted}") from error
-            break
-        else:
-            raise KernelError("mkdir", EEXIST, f"{self.path}/dumb/{wanted}")
-        fd = os.open(wanted + suffix, DIRECTORY, dir_fd=self.dumb_fd)
-        return Leaf(self, wanted + suffix, fd)
+                raise KernelError("mkdir", error.errno or 0, f"{self.path}/dumb/{leaf}") from error
+            else:
+                return Leaf(self, leaf, os.open(leaf, DIRECTORY, dir_fd=self.dumb_fd))
+        raise KernelError("mkdir", EEXIST, f"{self.path}/dumb/{wanted}")
 
     def remove(self, name: str) -> None:
         """Remove a leaf; one that is busy stays for the sweep of the next master."""

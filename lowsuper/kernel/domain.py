@@ -64,7 +64,7 @@ class Domains:
         """
         self._loop, self._spawner, self._children, self._say = loop, spawner, children, say
         self._tree: Tree | None = None
-        self._tried = False
+        self._tried = self._delegated = False
         self._self_write = False
         self._guard: Guard | None = None
 
@@ -168,17 +168,22 @@ class Domains:
             # As root: it can clean up what the user cannot.
             self._start_guard(self._tree)
         self._tree.delegate(uid, gid)
+        self._delegated = True
 
     def close(self) -> None:
-        """Send the guard away and remove the empty directories."""
+        """Send the guard away and remove the empty directories.
+
+        A master that is not root any more cannot remove them, nor leave its own cgroup: the guard,
+        which is, does it when the master has ended.
+        """
         guard = self._guard
-        if guard is not None:
+        if guard is not None and not self._delegated:
             self._loop.unwatch(guard.pidfd)
             guard.quit()
             _wait_for(guard.pidfd)
             self._forget_guard(guard)
         if self._tree is not None:
-            self._tree.close(remove=True)
+            self._tree.close(remove=not self._delegated)
 
 
 def _wait_for(pidfd: int) -> None:

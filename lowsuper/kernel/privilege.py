@@ -6,6 +6,7 @@ import os
 
 from lowsuper.errors import KernelError
 from lowsuper.kernel.facts import resolve_identity
+from lowsuper.model import Origin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,20 +23,25 @@ def resolve(spec: MasterSpec) -> dict[str, Identity]:
     found = {}
     for daemon in spec.daemons:
         user, group = daemon.user, daemon.group
+        groups: tuple[str, ...] = ()
         if user is None and group is None and spec.master_as_root:
-            user, group = spec.user, spec.group
-        if user is not None or group is not None:
-            found[daemon.name] = resolve_identity(user, group, daemon.origin, daemon.name)
+            user, group, groups = spec.user, spec.group, spec.add_groups
+        identity = resolve_identity(user, group, daemon.origin, daemon.name, groups)
+        if identity is not None:
+            found[daemon.name] = identity
     return found
 
 
-def resolve_master(spec: MasterSpec) -> Identity:
-    """Return whom the master becomes after its as-root hooks, `add-gid` included.
+def resolve_master(spec: MasterSpec) -> Identity | None:
+    """Return whom the master becomes after its as-root hooks, `add-gid` included; None: nobody.
 
     Raises:
-        PlanError: a user or group does not exist.
+        PlanError: a user or group does not exist, or the master is not root.
     """
-    raise AssertionError(spec)
+    if spec.master_as_root:
+        return None
+    origin = Origin(spec.files[0] if spec.files else "command line", 0, "uid", spec.user or "")
+    return resolve_identity(spec.user, spec.group, origin, add_groups=spec.add_groups)
 
 
 def become(identity: Identity) -> None:

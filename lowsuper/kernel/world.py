@@ -32,9 +32,16 @@ from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import Loop
 from lowsuper.kernel.pidfile import remove_pidfile, write_pidfile
 from lowsuper.kernel.privilege import become, resolve, resolve_master
-from lowsuper.kernel.spawn import Spawner
+from lowsuper.kernel.spawn import Spawner, pack
 from lowsuper.kernel.watch import Watcher
-from lowsuper.plan import FdSource, Limit, build_environment, build_plan
+from lowsuper.plan import (
+    Environment,
+    FdSource,
+    Limit,
+    build_environment,
+    build_plan,
+    identity_variables,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +53,8 @@ if TYPE_CHECKING:
     from lowsuper.plan import SpawnPlan
     from lowsuper.supervisor import Supervisor
     from lowsuper.units import Ns, RunId
+
+    Prepared = tuple[DaemonSpec, SpawnPlan, bytes, str]
 
 SIGNALS = (1, 2, 3, 10, 12, 15, 17)  # HUP INT QUIT USR1 USR2 TERM CHLD
 SIGCHLD = 17
@@ -79,7 +88,7 @@ class World:
         self._lives: dict[str, Life] = {}
         self._children: dict[int, Callable[[], None]] = {}
         self._over: list[Life] = []
-        self._plans: dict[str, tuple[DaemonSpec, SpawnPlan, str]] = {}
+        self._plans: dict[str, Prepared] = {}
         self._hook: Life | None = None
         self._inherited = dict(os.environ)
         self._pidfiles: set[str] = set()
@@ -176,12 +185,14 @@ class World:
         if before is not None:
             self._over.append(before)
         try:
-            plan, rung = self._plan(spec)
+            _, plan, packed, rung = self._prepare(spec)
             if rung == "cgroup":
                 leaf, self_write = self._domains.make_leaf(f"{name}.{run}")
-                child = self._spawner.spawn(plan, leaf_fd=leaf.directory_fd, self_write=self_write)
+                child = self._spawner.spawn(
+                    plan, leaf_fd=leaf.directory_fd, self_write=self_write, packed=packed
+                )
             else:
-                child = self._spawner.spawn(plan)
+                child = self._spawner.spawn(plan, packed=packed)
         except OSError as error:
             if leaf is not None:
                 leaf.release()
@@ -199,11 +210,11 @@ class World:
         self._children[child.pid] = life.on_exit
         return None
 
-    def _plan(self, spec: DaemonSpec) -> tuple[SpawnPlan, str]:
-        """Return the spawn plan of a daemon and the rung of its kill domain, made once."""
+    def _prepare(self, spec: DaemonSpec) -> Prepared:
+        """Return the plan of a daemon, its bytes, and the rung of its kill domain, made once."""
         made = self._plans.get(spec.name)
         if made is not None and made[0] is spec:
-            return made[1], made[2]
+            return made
         master = self._supervisor.spec
         rung, role = self._domains.choose(spec, master)
         stdin = 0 if spec.stdin or master.daemons_honour_stdin else self._null_fd
@@ -218,8 +229,8 @@ class World:
             fds=(FdSource(0, stdin), FdSource(1, 1), FdSource(2, 2)),
             limits=self._limits,
         )
-        self._plans[spec.name] = spec, plan, rung
-        return plan, rung
+        made = self._plans[spec.name] = spec, plan, pack(plan), rung
+        return made
 
     def signal(self, name: str, run: RunId, signal: int) -> None:
         """Send a signal to a daemon and its group, or to what it left behind."""
@@ -329,11 +340,15 @@ class World:
 
     def drop_privileges(self, spec: MasterSpec) -> None:
         """Become the configured user for good."""
+        import traceback  # noqa: F401  # the user may not be allowed to read the library
+
         identity = resolve_master(spec)
+        if identity is None:
+            return
         self._domains.delegate(identity.uid, identity.gid)
         become(identity)
         if identity.name:
-            self._env |= {"HOME": identity.home, "USER": identity.name, "LOGNAME": identity.name}
+            self._env = Environment(self._env.variables | identity_variables(identity))
         self._plans.clear()
         if spec.logto2:
             self._log.open(spec.logto2)
