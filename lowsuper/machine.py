@@ -222,7 +222,10 @@ def _starting(spec: DaemonSpec, state: Starting, event: DaemonEvent, now: Ns) ->
             settled = (Settled(False, True),) if state.first else ()
             return stopping, (*actions, *settled)
         case Timer() if event.run == state.run:
-            return state, (Say(DaemonSlow(spec.name, now - state.since)),)
+            # One that hangs must not keep the master from being ready, or from a next reload.
+            settled = (Settled(False, True),) if state.first else ()
+            slow = DaemonSlow(spec.name, now - state.since)
+            return state.replace(first=False), (Say(slow), *settled)
         case Start() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
             return state, ()
         case _:
