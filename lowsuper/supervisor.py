@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
     from lowsuper.units import Ns, RunId
 
+    Item = tuple[str | None, DaemonEvent | MasterEvent]  # for the daemon of that name, or the master
+
     class Effects(Protocol):
         """What the shell can do to the world. Results come back later, as events."""
 
@@ -137,7 +139,8 @@ class Supervisor:
         self._effects = effects
         self._daemons: dict[str, Daemon] = {}
         self._states: dict[str, State] = {}
-        self._queue: deque[tuple[str | None, DaemonEvent | MasterEvent]] = deque()
+        self._queue: deque[Item] = deque()
+        self._inner: deque[Item] = deque()
         self.master = master.Master()
         self._place(spec)
 
@@ -155,10 +158,10 @@ class Supervisor:
         self._queue.append((name, event))
 
     def settle(self) -> None:
-        """Handle every queued event and all that follows from it."""
-        queue = self._queue
-        while queue:
-            name, event = queue.popleft()
+        """Handle every queued event, each with all that follows from it before the next one."""
+        queue, inner = self._queue, self._inner
+        while inner or queue:
+            name, event = (inner or queue).popleft()
             if name is None:
                 self._step_master(event)  # type: ignore[arg-type]  # the queue holds both kinds
             elif (daemon := self._daemons.get(name)) is not None:
@@ -187,7 +190,7 @@ class Supervisor:
             case Spawn(run=run):
                 failure = effects.spawn(spec, run)
                 if failure is not None:
-                    self.post_daemon(name, failure)
+                    self._inner.append((name, failure))
             case SetTimer(run=run, at=at):
                 effects.set_timer(name, run, at)
             case CancelTimer():
@@ -195,15 +198,15 @@ class Supervisor:
             case Say(note=note):
                 effects.say(note)
             case Settled(ok=ok, first=first):
-                self.post(DaemonSettled(name, ok, first))
+                self._inner.append((None, DaemonSettled(name, ok, first)))
             case Signal(run=run, signal=signal):
                 effects.signal(name, run, signal)
             case KillDomain(run=run):
                 effects.kill(name, run)
             case WentDown(abandoned=abandoned):
-                self.post(DaemonDown(name, abandoned))
+                self._inner.append((None, DaemonDown(name, abandoned)))
             case ControlEnded(status=status):
-                self.post(DaemonEnded(name, status))
+                self._inner.append((None, DaemonEnded(name, status)))
             case _:
                 assert_never(action)
 
@@ -220,10 +223,9 @@ class Supervisor:
                 if isinstance(event, Start):
                     # Until now it was ended with the specification that it was started with.
                     self._daemons[name].spec = self._wanted[name]
-                self.post_daemon(name, event)
+                self._inner.append((name, event))
             case TellAll(event=event):
-                for name in reversed(self._daemons):
-                    self.post_daemon(name, event)
+                self._inner.extend((name, event) for name in reversed(self._daemons))
             case Forget(name=name):
                 del self._daemons[name], self._states[name]
             case RunHook(index=index):
@@ -264,8 +266,8 @@ class Supervisor:
     def _load(self) -> None:
         spec = self._effects.load()
         if spec is None:
-            self.post(LoadRefused())
+            self._inner.append((None, LoadRefused()))
             return
         self._effects.use(spec)
         self._place(spec)
-        self.post(Loaded())
+        self._inner.append((None, Loaded()))
