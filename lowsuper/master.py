@@ -142,10 +142,10 @@ def step(spec: MasterSpec, state: Master, event: MasterEvent, daemons: Daemons, 
         case DaemonDown():
             return _daemon_down(spec, state, event, now)
         case DaemonEnded():
-            ended = (
-                state if state.phase == STOPPING else state.replace(code=exit_code(event.status))
-            )
-            return _stop(spec, ended, f"{event.name} has ended", now)
+            if state.phase in (STOPPING, ENDED):
+                return state, ()
+            ended = state.replace(code=exit_code(event.status))
+            return _stop(spec, ended, f"{event.name} has ended", now, gone=1)
         case _:
             assert_never(event)
 
@@ -368,15 +368,18 @@ def _daemon_down(spec: MasterSpec, state: Master, event: DaemonDown, now: Ns) ->
     return state, actions
 
 
-def _stop(spec: MasterSpec, state: Master, why: str, now: Ns) -> Result:
-    """Stop everything; asked a second time, do not wait any more."""
+def _stop(spec: MasterSpec, state: Master, why: str, now: Ns, *, gone: int = 0) -> Result:
+    """Stop everything; asked a second time, do not wait any more.
+
+    `gone` daemons are down but have not been counted so yet.
+    """
     if state.phase == ENDED or (state.phase == STOPPING and state.impatient):
         return state, ()
     if state.phase == STOPPING:
         state = state.replace(impatient=True)
         hook: Actions = (KillHook(),) if state.hook is not None else ()
         return state, (SayMaster(MasterKills(why)), TellAll(Kill()), *hook)
-    say: Actions = (SayMaster(MasterStops(why, state.alive)), TellAll(Stop()))
+    say: Actions = (SayMaster(MasterStops(why, state.alive - gone)), TellAll(Stop()))
     if state.hook is not None:
         say = (*say, KillHook())
     todo = (DRAIN, *_hooks(spec, "as-user-atexit"), FINISH)
