@@ -373,15 +373,15 @@ def _stop(spec: MasterSpec, state: Master, why: str, now: Ns, *, gone: int = 0) 
 
     `gone` daemons are down but have not been counted so yet.
     """
-    if state.phase == ENDED or (state.phase == STOPPING and state.impatient):
+    if state.phase == ENDED:
         return state, ()
+    hook: Actions = (KillHook(),) if state.hook is not None else ()
+    if state.phase == STOPPING and state.impatient:
+        return state, hook  # there may be several, and each may hang
     if state.phase == STOPPING:
         state = state.replace(impatient=True)
-        hook: Actions = (KillHook(),) if state.hook is not None else ()
         return state, (SayMaster(MasterKills(why)), TellAll(Kill()), *hook)
-    say: Actions = (SayMaster(MasterStops(why, state.alive - gone)), TellAll(Stop()))
-    if state.hook is not None:
-        say = (*say, KillHook())
+    say: Actions = (SayMaster(MasterStops(why, state.alive - gone)), TellAll(Stop()), *hook)
     todo = (DRAIN, *_hooks(spec, "as-user-atexit"), FINISH)
     state = state.replace(phase=STOPPING, since=now, todo=todo, loading=False, waiting=())
     if state.hook is not None or state.alive:
