@@ -177,7 +177,7 @@ def _boot(spec: MasterSpec) -> tuple[str | int, ...]:
 def _advance(spec: MasterSpec, state: Master, now: Ns) -> Result:
     """Work through the tasks until one has to wait."""
     done: list[MasterAction] = []
-    while state.todo:
+    while state.todo and state.hook is None:
         task, rest = state.todo[0], state.todo[1:]
         if isinstance(task, int):
             hook = spec.hooks[task]
@@ -382,7 +382,9 @@ def _stop(spec: MasterSpec, state: Master, why: str, now: Ns, *, gone: int = 0) 
         state = state.replace(impatient=True)
         return state, (SayMaster(MasterKills(why)), TellAll(Kill()), *hook)
     say: Actions = (SayMaster(MasterStops(why, state.alive - gone)), TellAll(Stop()), *hook)
-    todo = (DRAIN, *_hooks(spec, "as-user-atexit"), FINISH)
+    # Commands for the unprivileged user are not run by a master that never became it.
+    hooks = () if DROP in state.todo else _hooks(spec, "as-user-atexit")
+    todo = (DRAIN, *hooks, FINISH)
     state = state.replace(phase=STOPPING, since=now, todo=todo, loading=False, waiting=())
     if state.hook is not None or state.alive:
         return state, say
