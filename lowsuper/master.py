@@ -140,7 +140,7 @@ def step(spec: MasterSpec, state: Master, event: MasterEvent, daemons: Daemons, 
         case DaemonSettled():
             return _settled(spec, state, event, daemons, now)
         case DaemonDown():
-            return _daemon_down(spec, state, event, now)
+            return _daemon_down(spec, state, event, daemons, now)
         case DaemonEnded():
             if state.phase in (STOPPING, ENDED):
                 return state, ()
@@ -353,7 +353,9 @@ def _settled(
     return state, (*actions, *more)
 
 
-def _daemon_down(spec: MasterSpec, state: Master, event: DaemonDown, now: Ns) -> Result:
+def _daemon_down(
+    spec: MasterSpec, state: Master, event: DaemonDown, daemons: Daemons, now: Ns
+) -> Result:
     state = state.replace(alive=state.alive - 1)
     if event.abandoned:
         state = state.replace(code=state.code or EXIT_ABANDONED)
@@ -361,7 +363,11 @@ def _daemon_down(spec: MasterSpec, state: Master, event: DaemonDown, now: Ns) ->
     if state.phase != STOPPING and all(daemon.name != event.name for daemon in spec.daemons):
         actions = (Forget(event.name),)
     elif state.phase == RELOADING and DRAIN not in state.todo:
-        return _start(spec, state, [event.name])
+        state, actions = _start(spec, state, [event.name])
+        if state.waiting:  # what it comes after may have been ready before it was down
+            state, more = _start_waiting(spec, state, daemons)
+            actions = (*actions, *more)
+        return state, actions
     if state.alive == 0:
         state, more = _advance(spec, state, now)
         return state, (*actions, *more)
