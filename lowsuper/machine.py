@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0911, RET503  # tables of cases that end in assert_never
 r"""The daemon machine: what one daemon does next.
 
 `step` is total and pure: given the specification, the state, an event and the time it returns the
@@ -287,12 +288,13 @@ def _up(spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns) -> Result:
         case Exited() if event.run == state.run:
             return _died(spec, state, event, now)
         case Stop():
-            return _end(spec, state, spec.stop_signal, "stop", DOWN, now)
+            return _end(spec, state, spec.stop_signal, why="stop", then=DOWN, now=now)
         case Reload():
             signal = spec.stop_signal if spec.reload_signal is None else spec.reload_signal
-            return _end(spec, state, signal, "reload", RELOADED, now)
+            return _end(spec, state, signal, why="reload", then=RELOADED, now=now)
         case Touched():
-            return _end(spec, state, spec.stop_signal, f"touch {event.path}", AGAIN, now)
+            why = f"touch {event.path}"
+            return _end(spec, state, spec.stop_signal, why=why, then=AGAIN, now=now)
         case Kill():
             stopping, actions = _kill_now(state, state.spawns, state.pid, DOWN, now)
             return stopping, (*actions, Say(DaemonKilled(spec.name, state.pid, 0)))
@@ -334,7 +336,7 @@ def _died(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
     return after, (*actions, note)
 
 
-def _end(spec: DaemonSpec, state: Up, signal: int, why: str, then: str, now: Ns) -> Result:
+def _end(spec: DaemonSpec, state: Up, signal: int, *, why: str, then: str, now: Ns) -> Result:
     """Ask the daemon to end; `then` says what follows."""
     patience = _patience(spec)
     stopping = Stopping(state.run, now, now + patience, state.since, 0, state.pid, then)
@@ -350,7 +352,9 @@ def _patience(spec: DaemonSpec) -> Ns:
     return spec.stop_timeout
 
 
-def _stopping(spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns) -> Result:
+def _stopping(  # noqa: C901, PLR0912
+    spec: DaemonSpec, state: Stopping, event: DaemonEvent, now: Ns
+) -> Result:
     match event:
         case Exited() if event.run == state.run:
             gone = state.replace(main_gone=True, status=event.status)

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0911, RET503  # tables of cases that end in assert_never
 """The master machine: phases, order, reload, shutdown and the exit code.
 
 What is to be done is a list of tasks in the state: a hook, the pidfiles, the drop of privileges,
@@ -112,7 +113,9 @@ if TYPE_CHECKING:
     Result = tuple[Master, Actions]
 
 
-def step(spec: MasterSpec, state: Master, event: MasterEvent, daemons: Daemons, now: Ns) -> Result:
+def step(  # noqa: C901
+    spec: MasterSpec, state: Master, event: MasterEvent, daemons: Daemons, now: Ns
+) -> Result:
     """Return the new state and what is to be done, in order.
 
     Args:
@@ -326,9 +329,7 @@ def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resul
         state, actions = _advance(spec, state, now)
         return state, (*ending, *actions)
     idle = [
-        daemon.name
-        for daemon in spec.daemons
-        if daemon.name not in daemons or isinstance(daemons[daemon.name], Down)
+        daemon.name for daemon in spec.daemons if isinstance(daemons.get(daemon.name, Down()), Down)
     ]
     state = state.replace(unsettled=len(spec.daemons), todo=(STARTED,))
     state, starts = _start(spec, state, idle)

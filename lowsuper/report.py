@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0911, RET503  # tables of cases that end in assert_never
 """The wording of everything that the operator reads while lowsuper runs.
 
 One note, one line: which daemon, what happened, of what, after how long, what comes next.

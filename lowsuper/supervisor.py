@@ -60,7 +60,9 @@ if TYPE_CHECKING:
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
     from lowsuper.units import Ns, RunId
 
-    Item = tuple[str | None, DaemonEvent | MasterEvent]  # for the daemon of that name, or the master
+    Item = tuple[
+        str | None, DaemonEvent | MasterEvent
+    ]  # for the daemon of that name, or the master
 
     class Effects(Protocol):
         """What the shell can do to the world. Results come back later, as events."""
@@ -184,7 +186,9 @@ class Supervisor:
         for action in actions:
             self._perform_daemon(name, daemon.spec, action)
 
-    def _perform_daemon(self, name: str, spec: DaemonSpec, action: DaemonAction) -> None:
+    def _perform_daemon(  # noqa: C901
+        self, name: str, spec: DaemonSpec, action: DaemonAction
+    ) -> None:
         effects = self._effects
         match action:
             case Spawn(run=run):
