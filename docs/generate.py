@@ -88,7 +88,11 @@ def list_options() -> Iterator[str]:
 def tabulate_keys() -> Iterator[str]:
     """Yield a table of the daemon keys for the README."""
     rows = [
-        (", ".join(f"``{name}``" for name in key.names), PARSER_VALUES[key.parse.__name__], key.help)
+        (
+            ", ".join(f"``{name}``" for name in key.names),
+            PARSER_VALUES[key.parse.__name__],
+            key.help,
+        )
         for key in keys.KEYS
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
