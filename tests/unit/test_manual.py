@@ -39,3 +39,9 @@ def test_manual_has_every_option_and_key():
 def test_manual_has_every_reader_option():
     text = (ROOT / "docs" / "lowsuper.conf.5.rst").read_text(encoding="utf-8")
     assert [name for name in options.READER_OPTIONS if f"**{name}**" not in text] == []
+
+
+def test_readme_shows_the_quickstart_example():
+    lines = (ROOT / "lowsuper" / "examples" / "quickstart.ini").read_text().splitlines()
+    settings = [f"    {line}" for line in lines if line and not line.startswith(";")]
+    assert "\n".join(settings) in (ROOT / "README.rst").read_text(encoding="utf-8")
