@@ -105,6 +105,7 @@ class Master(Record):
     loading: bool = False  # a reload was asked for; the files are being read
     brutal: bool = False  # that reload does not wait for anybody
     again: bool = False  # another reload was asked for meanwhile
+    asked: bool = False  # somebody asked for the stop; else it stops for a reason of its own
     impatient: bool = False  # asked to stop a second time
     code: int = 0  # what the program will end with
 
@@ -148,7 +149,7 @@ def step(  # noqa: C901
             if state.phase in (STOPPING, ENDED):
                 return state, ()
             ended = state.replace(code=exit_code(event.status))
-            return _stop(spec, ended, f"{event.name} has ended", now, gone=1)
+            return _stop(spec, ended, f"{event.name} has ended", now, asked=False, gone=1)
         case _:
             assert_never(event)
 
@@ -375,16 +376,23 @@ def _daemon_down(
     return state, actions
 
 
-def _stop(spec: MasterSpec, state: Master, why: str, now: Ns, *, gone: int = 0) -> Result:
+def _stop(
+    spec: MasterSpec, state: Master, why: str, now: Ns, *, asked: bool = True, gone: int = 0
+) -> Result:
     """Stop everything; asked a second time, do not wait any more.
 
-    `gone` daemons are down but have not been counted so yet.
+    Without `asked` it is the master itself that has to stop. `gone` daemons are down but have not
+    been counted so yet.
     """
     if state.phase == ENDED:
         return state, ()
     hook: Actions = (KillHook(),) if state.hook is not None else ()
     if state.phase == STOPPING and state.impatient:
         return state, hook  # there may be several, and each may hang
+    if state.phase == STOPPING and not state.asked:
+        # Race: what made the master stop can have come along with the first request, as when an
+        # init signals a whole cgroup.
+        return state.replace(asked=True), (SayMaster(MasterIgnores(why, "it is stopping already")),)
     if state.phase == STOPPING:
         state = state.replace(impatient=True)
         return state, (SayMaster(MasterKills(why)), TellAll(Kill()), *hook)
@@ -392,7 +400,9 @@ def _stop(spec: MasterSpec, state: Master, why: str, now: Ns, *, gone: int = 0) 
     # Commands for the unprivileged user are not run by a master that never became it.
     hooks = () if DROP in state.todo else _hooks(spec, "as-user-atexit")
     todo = (DRAIN, *hooks, FINISH)
-    state = state.replace(phase=STOPPING, since=now, todo=todo, loading=False, waiting=())
+    state = state.replace(
+        phase=STOPPING, since=now, todo=todo, loading=False, waiting=(), asked=asked
+    )
     if state.hook is not None or state.alive:
         return state, say
     state, actions = _advance(spec, state, now)
@@ -408,7 +418,11 @@ def _hook_ended(spec: MasterSpec, state: Master, event: HookEnded, now: Ns) -> R
     note = HookFailed(hook.phase, hook.command.text, event.status, fatal)
     if fatal:
         state, actions = _stop(
-            spec, state.replace(code=EXIT_HOOK), f"the {hook.phase} hook failed", now
+            spec,
+            state.replace(code=EXIT_HOOK),
+            f"the {hook.phase} hook failed",
+            now,
+            asked=False,
         )
     else:
         state, actions = _advance(spec, state, now)
