@@ -1,45 +1,91 @@
-"""Running a real master in a test: its lines with a deadline, its end by pidfd, nothing left over."""
+"""Running real masters in a test: their lines with a deadline, their end by pidfd, nothing left.
+
+Every process below a master, whatever it does to hide, carries the master's mark in its
+environment, so `Master.family` finds the daemons without help of the program that is tested.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
+from zlib import crc32
+
+import pytest
 
 DEADLINE = 20.0
 """Seconds that a test waits for anything; far more than it takes, since machines are busy."""
+
+ROOT = Path(__file__).resolve().parents[2]
+DAEMONS = ROOT / "tests" / "daemons"
+MARK = "TEST_MASTER_MARK"
+NOBODY = 65534
+
+IS_ROOT = os.geteuid() == 0
+TIER = os.environ.get("LOWSUPER_TIER", "")
+
+
+def need(condition: bool, what: str) -> None:
+    """Skip the test when something is missing; the tier that promises it fails instead."""
+    if condition:
+        return
+    if TIER == "root":
+        pytest.fail(f"needs: {what}")
+    pytest.skip(f"needs: {what}")
+
+
+needs_root = pytest.mark.skipif(not IS_ROOT and TIER != "root", reason="needs: root")
 
 
 class Master:
     """One `lowsuper` process and everything that it writes."""
 
-    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, **popen):
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+        wrap_output: bool = True,
+        **popen,
+    ):
+        self.mark = uuid.uuid4().hex
+        if wrap_output:
+            popen |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lowsuper", *arguments],
+            [*prefix, sys.executable, "-m", "lowsuper", *arguments],
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, MARK: self.mark, **(env or {})},
             stdin=popen.pop("stdin", subprocess.DEVNULL),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             start_new_session=True,
             **popen,
         )
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
         self._out = self._process.stdout
-        os.set_blocking(self._out.fileno(), False)
+        if self._out is not None:
+            os.set_blocking(self._out.fileno(), False)
         self._partial = b""
         self.lines: list[str] = []
-        self._seen = 0
+        self._seen = {True: 0, False: 0}
+
+    # What it says.
 
     def _read(self, timeout: float) -> bool:
         """Take what there is within `timeout` seconds; False at the end of the output."""
+        if self._out is None:
+            return False
         ready, _, _ = select.select([self._out], [], [], max(0.0, timeout))
         if not ready:
             return True
@@ -51,16 +97,91 @@ class Master:
         return True
 
     def wait_line(self, pattern: str, timeout: float = DEADLINE) -> re.Match[str]:
-        """Return the match of the next line that has `pattern`; lines before it are consumed."""
+        """Return the match of its next line that has `pattern`; lines before it are consumed."""
+        return self._wait(pattern, True, timeout)
+
+    def wait_output(self, pattern: str, timeout: float = DEADLINE) -> re.Match[str]:
+        """The same for the lines of its daemons and hooks, whose order among its own is open."""
+        return self._wait(pattern, False, timeout)
+
+    def _wait(self, pattern: str, own: bool, timeout: float) -> re.Match[str]:
         end = time.monotonic() + timeout
         while True:
-            while self._seen < len(self.lines):
-                line = self.lines[self._seen]
-                self._seen += 1
-                if match := re.search(pattern, line):
+            while self._seen[own] < len(self.lines):
+                line = self.lines[self._seen[own]]
+                self._seen[own] += 1
+                if own == ("lowsuper: " in line) and (match := re.search(pattern, line)):
                     return match
             if time.monotonic() >= end or not self._read(end - time.monotonic()):
-                raise AssertionError(f"no line with {pattern!r} in:\n" + "\n".join(self.lines))
+                raise AssertionError(f"no line with {pattern!r} in:\n{self.text}")
+
+    def wait_lines(self, *patterns: str) -> list[re.Match[str]]:
+        """Return a match for each pattern, in whichever order the lines come."""
+        first = last = self._seen[True]
+        found = []
+        for pattern in patterns:
+            self._seen[True] = first
+            found.append(self.wait_line(pattern))
+            last = max(last, self._seen[True])
+        self._seen[True] = last
+        return found
+
+    def has_said(self, pattern: str) -> bool:
+        """Return whether a line with `pattern` was written, of all that came so far."""
+        self.drain()
+        return any(re.search(pattern, line) for line in self.lines)
+
+    def drain(self) -> None:
+        """Take everything that is in the pipe now."""
+        before = -1
+        while len(self.lines) + len(self._partial) != before:
+            before = len(self.lines) + len(self._partial)
+            if not self._read(0.0):
+                return
+
+    def expect_silence(self, pattern: str) -> None:
+        """Assert that no line with `pattern` was written."""
+        assert not self.has_said(pattern), self.text
+
+    @property
+    def text(self) -> str:
+        return "\n".join([*self.lines, self._partial.decode("utf-8", "replace")])
+
+    def wait_started(self, name: str) -> int:
+        """Return the pid of the daemon's next start."""
+        return int(self.wait_line(rf"lowsuper: {re.escape(name)}: started, pid (\d+),")[1])
+
+    def wait_ready(self) -> Master:
+        self.wait_line(r"lowsuper: ready: ")
+        return self
+
+    def pid_of(self, name: str) -> int:
+        """Return the pid that the last line about a start of the daemon gave."""
+        self.drain()
+        found = re.findall(rf"lowsuper: {re.escape(name)}: started, pid (\d+),", self.text)
+        assert found, self.text
+        return int(found[-1])
+
+    # What it is and has.
+
+    def family(self) -> set[int]:
+        """Return the pids of all live processes that descend from it, by their mark."""
+        return find_marked(self.mark) - {self.pid}
+
+    def wait_family_gone(self, timeout: float = DEADLINE) -> None:
+        """Wait until no process that descends from it is left."""
+        end = time.monotonic() + timeout
+        while pids := self.family():
+            assert time.monotonic() < end, f"left over: {describe(pids)}\n{self.text}"
+            for pid in pids:
+                wait_gone(pid, max(0.1, end - time.monotonic()))
+
+    def guard(self) -> int:
+        """Return the pid of its guard."""
+        (pid,) = [pid for pid in children_of(self.pid) if name_of(pid) == "lowsuper-guard"]
+        return pid
+
+    # What is done to it.
 
     def signal(self, number: int) -> None:
         signal.pidfd_send_signal(self.pidfd, number)
@@ -70,15 +191,19 @@ class Master:
         end = time.monotonic() + timeout
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        while not poll.poll(0):
-            if time.monotonic() >= end:
-                raise AssertionError("the master did not end:\n" + "\n".join(self.lines))
+        if self._out is not None:
+            poll.register(self._out, select.POLLIN)
+        while True:
             # Its pipe must not fill up meanwhile.
-            self._read(min(0.05, end - time.monotonic()))
+            fds = {fd for fd, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000)}
+            if self.pidfd in fds:
+                break
+            if not fds:
+                raise AssertionError(f"the master did not end:\n{self.text}")
+            if not self._read(0.0):
+                poll.unregister(self._out)
         code = self._process.wait()
-        with contextlib.suppress(BlockingIOError):  # a daemon that survived may hold the pipe
-            while self._read(0.0) and select.select([self._out], [], [], 0)[0]:
-                pass
+        self.drain()
         return code
 
     def stop(self, timeout: float = DEADLINE) -> int:
@@ -86,13 +211,90 @@ class Master:
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
+    def kill(self) -> None:
+        """Kill it as nothing can be kept from, and reap it."""
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+
     def close(self) -> None:
         """End it if it still runs; its daemons die with it."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         self._process.wait()
-        self._out.close()
+        if self._out is not None:
+            self._out.close()
         os.close(self.pidfd)
+
+
+class Masters:
+    """Starts masters for one test and sees to it that nothing of them stays."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._masters: list[Master] = []
+        self._before = set(children_of(os.getpid()))
+        self._instances: set[Path] = set()
+        self.checks_leftovers = True
+
+    def write(self, text: str, name: str = "test.ini") -> Path:
+        """Write a configuration: what follows the first line `[uwsgi]`, or a whole file."""
+        path = self.directory / name
+        text = text.replace("{D}", str(DAEMONS)).replace("{T}", str(self.directory))
+        if not text.lstrip().startswith("["):
+            text = "[uwsgi]\n" + text
+        # Whole or not at all: a master that watches it must not see half of it.
+        partial = path.with_name(f".{name}.part")
+        partial.write_text(text)
+        partial.rename(path)
+        instance = path.name.removesuffix(".ini")
+        if match := re.search(r"^instance *= *(\S+)", text, re.MULTILINE):
+            instance = match[1]
+        self._instances.add(path)
+        if (base := own_cgroup()) is not None:
+            digest = crc32(os.fsencode(path))
+            self._instances.add(base / f"lowsuper-{instance}-{digest:08x}")
+        return path
+
+    def launch(self, *arguments: str, **keywords) -> Master:
+        """Start a master with these arguments, and do not wait for anything."""
+        keywords.setdefault("cwd", self.directory)
+        master = Master(*arguments, **keywords)
+        self._masters.append(master)
+        return master
+
+    def start(self, text: str, *arguments: str, name: str = "test.ini", **keywords) -> Master:
+        """Start a master with this configuration and wait until it is ready."""
+        return self.begin(text, *arguments, name=name, **keywords).wait_ready()
+
+    def begin(self, text: str, *arguments: str, name: str = "test.ini", **keywords) -> Master:
+        """Start a master with this configuration, and do not wait for anything."""
+        path = self.write(text, name)
+        return self.launch(str(path), *arguments, **keywords)
+
+    def cgroups(self) -> list[Path]:
+        """Return the cgroup directories of the instances that exist now."""
+        return [path for path in self._instances if path.is_dir()]
+
+    def close(self) -> None:
+        """End everything; raises AssertionError if something outlives its master."""
+        for master in self._masters:
+            master.close()
+        problems = []
+        for master in self._masters:
+            try:
+                master.wait_family_gone(10)
+            except AssertionError as error:
+                problems.append(str(error))
+                kill_all(master.family())
+        problems += wait_children(self._before)
+        if self.checks_leftovers:
+            problems += [f"cgroup {path} is left" for path in self.cgroups()]
+        for path in self.cgroups():
+            remove_cgroup(path)
+        assert not problems, "\n".join(problems)
+
+
+# Processes.
 
 
 def wait_gone(pid: int, timeout: float = DEADLINE) -> None:
@@ -104,7 +306,7 @@ def wait_gone(pid: int, timeout: float = DEADLINE) -> None:
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        assert poll.poll(timeout * 1000), f"process {pid} is still there"
+        assert poll.poll(timeout * 1000), f"process {pid} is still there: {describe([pid])}"
     finally:
         os.close(pidfd)
 
@@ -113,6 +315,219 @@ def is_alive(pid: int) -> bool:
     """Return whether a process with this pid runs; a zombie does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z"
+    return state not in ("Z", "X")
+
+
+def find_marked(mark: str) -> set[int]:
+    """Return the pids of the live processes that have the mark in their environment."""
+    wanted = f"{MARK}={mark}".encode()
+    found = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                environ = Path(f"/proc/{entry}/environ").read_bytes()
+            except OSError:
+                continue  # it has ended, or is not ours
+            if wanted in environ and is_alive(int(entry)):
+                found.add(int(entry))
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process, zombies among them."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                text = Path(f"/proc/{pid}/task/{task}/children").read_text()
+                found += map(int, text.split())
+    return found
+
+
+def wait_children(before: set[int], timeout: float = 10.0) -> list[str]:
+    """Wait for the end of orphans that became our children; return what is wrong, in words."""
+    end = time.monotonic() + timeout
+    problems = []
+    while pids := set(children_of(os.getpid())) - before:
+        for pid in pids:
+            try:
+                wait_gone(pid, max(0.0, end - time.monotonic()))
+            except AssertionError as error:
+                problems.append(str(error))
+                kill_all([pid])
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    return problems
+
+
+def kill_all(pids) -> None:
+    """Kill processes, each through a pidfd, and wait for their end."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+            wait_gone(pid)
+
+
+def send(pid: int, number: int) -> None:
+    """Send a signal through a pidfd."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    finally:
+        os.close(pidfd)
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def describe(pids) -> str:
+    """Return what these processes are, for a message."""
+    words = []
+    for pid in sorted(pids):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            line = "?"
+        words.append(f"{pid} ({name_of(pid)}: {line.strip()})")
+    return ", ".join(words)
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """Return /proc/PID/status as a dictionary."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+# Files.
+
+
+def wait_file(path: Path, timeout: float = DEADLINE, *, gone: bool = False) -> Path:
+    """Wait until a file exists (or does not) by inotify on its directory."""
+    from lowsuper.kernel import native
+
+    fd = native.inotify_create()
+    try:
+        native.inotify_add(fd, str(path.parent), 0x80 | 0x100 | 0x200 | 0x40)
+        end = time.monotonic() + timeout
+        while os.path.lexists(path) is gone:
+            ready, _, _ = select.select([fd], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"{path} is {'still' if gone else 'not'} there"
+            os.read(fd, 65536)
+    finally:
+        os.close(fd)
+    return path
+
+
+def wait_text(path: Path, pattern: str, timeout: float = DEADLINE) -> re.Match[str]:
+    """Wait until a file holds `pattern`, by inotify; return the match."""
+    from lowsuper.kernel import native
+
+    fd = native.inotify_create()
+    try:
+        native.inotify_add(fd, str(path.parent), 0x2 | 0x8 | 0x80 | 0x100)
+        end = time.monotonic() + timeout
+        while True:
+            text = path.read_text(errors="replace") if path.exists() else ""
+            if match := re.search(pattern, text, re.MULTILINE):
+                return match
+            ready, _, _ = select.select([fd], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"no {pattern!r} in {path}:\n{text}"
+            os.read(fd, 65536)
+    finally:
+        os.close(fd)
+
+
+def shown(path: Path) -> dict:
+    """Return what the daemon `show.py` has written about itself."""
+    return json.loads(wait_file(path).read_text())
+
+
+def quote(*words: object) -> str:
+    return shlex.join(map(str, words))
+
+
+def find_program(name: str) -> str:
+    """Return the path of a program that the tests cannot do without."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/local/sbin:/usr/sbin:/sbin")
+    assert path, f"{name} is not installed; vagrant/provision.sh installs it"
+    return path
+
+
+def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# Cgroups.
+
+
+def own_cgroup() -> Path | None:
+    """Return the directory of our cgroup v2, or None where there is none to write to."""
+    mount = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        if right.startswith("cgroup2 "):
+            mount = Path(left.split()[4])
+            break
+    if mount is None:
+        return None
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            path = mount / line[3:].strip("/")
+            return path if path.is_dir() and os.access(path, os.W_OK) else None
+    return None
+
+
+def remove_cgroup(path: Path) -> None:
+    """Remove what is left of an instance's cgroups."""
+    for directory, _, _ in os.walk(path, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+
+
+def has_cgroups() -> bool:
+    """Return whether daemons can have cgroups of their own here."""
+    if (base := own_cgroup()) is None:
+        return False
+    probe = base / f"test-probe-{os.getpid()}"
+    try:
+        probe.mkdir()
+    except OSError:
+        return False
+    try:
+        return (probe / "cgroup.kill").exists()
+    finally:
+        probe.rmdir()
+
+
+RUNGS = {"pidns": "ns_pid=true", "cgroup": "", "shim": ""}
+"""What a daemon needs in its keyval line for each rung; `rung_options` is for the instance."""
+
+
+def rung_options(rung: str) -> str:
+    """Return the line of the instance that forces a rung; skips where it cannot be had."""
+    if rung == "pidns":
+        need(IS_ROOT, "root")
+    elif rung == "cgroup":
+        need(has_cgroups(), "cgroup v2 that can be written")
+    return "" if rung == "pidns" else f"kill-domain = {rung}\n"
+
+
+def daemon_line(rung: str, command: str, **keys: object) -> str:
+    """Return an attach-daemon2 line for a daemon on this rung."""
+    words = [f"cmd={command}", *(f"{key}={value}" for key, value in keys.items())]
+    if RUNGS[rung]:
+        words.append(RUNGS[rung])
+    return f"attach-daemon2 = {','.join(words)}\n"

@@ -1,0 +1,31 @@
+"""Fixtures of the tests with real masters, and the proof at their end that nothing is left."""
+
+from __future__ import annotations
+
+import pytest
+from leftovers import Snapshot
+from masters import Masters
+
+from lowsuper.kernel import native
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left():
+    """Compare the machine before and after all tests of this process."""
+    before = Snapshot()
+    yield
+    problems = before.compare()
+    assert not problems, "left by the tests:\n" + "\n".join(problems)
+
+
+@pytest.fixture
+def masters(tmp_path):
+    """Start masters; see `masters.Masters`."""
+    # What loses its parent becomes our child, and so cannot hide from the checks.
+    native.set_child_subreaper()
+    found = Masters(tmp_path)
+    try:
+        yield found
+    finally:
+        found.close()
+        native.set_child_subreaper(False)

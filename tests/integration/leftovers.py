@@ -1,0 +1,84 @@
+"""What the tests could leave behind on the machine: processes, mounts, namespaces, cgroups."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from masters import children_of, describe, own_cgroup, wait_children
+
+
+class Snapshot:
+    """The state of the machine at one moment, as far as this process can be to blame for it."""
+
+    def __init__(self):
+        self.children = set(children_of(os.getpid()))
+        self.mounts = read_mounts()
+        self.namespaces = read_namespaces()
+        self.cgroups = find_cgroups()
+
+    def compare(self) -> list[str]:
+        """Return what is there now and was not before, each in words."""
+        problems = wait_children(self.children)
+        problems += [f"mount {line}" for line in sorted(read_mounts() - self.mounts)]
+        for name, pids in read_namespaces().items():
+            if name not in self.namespaces and is_below(pids, os.getpid()):
+                problems.append(f"namespace {name} of {describe(pids)}")
+        for path in sorted(find_cgroups() - self.cgroups):
+            if is_abandoned(path):
+                problems.append(f"cgroup {path}")
+        return problems
+
+
+def read_mounts() -> set[str]:
+    """Return the mount points of our mount namespace."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {" ".join(line.split()[3:5]) for line in lines}
+
+
+def read_namespaces() -> dict[str, set[int]]:
+    """Return the pid, mount, uts, ipc and net namespaces that live processes are in."""
+    found: dict[str, set[int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        for kind in ("pid", "mnt", "uts", "ipc", "net"):
+            with contextlib.suppress(OSError):
+                name = os.readlink(f"/proc/{entry}/ns/{kind}")
+                found.setdefault(name, set()).add(int(entry))
+    return found
+
+
+def is_below(pids: set[int], ancestor: int) -> bool:
+    """Return whether one of these processes descends from `ancestor`."""
+    below = {ancestor}
+    todo = [ancestor]
+    while todo:
+        for child in children_of(todo.pop()):
+            if child not in below:
+                below.add(child)
+                todo.append(child)
+    return not below.isdisjoint(pids - {ancestor})
+
+
+def find_cgroups() -> set[Path]:
+    """Return the cgroup directories of all instances in our own cgroup."""
+    base = own_cgroup()
+    return set(base.glob("lowsuper-*")) if base is not None else set()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether a cgroup of an instance exists whose master does not run."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False  # somebody else's, who runs
+    finally:
+        os.close(fd)
+    return path.is_dir()
