@@ -311,18 +311,21 @@ def find_program_name(text: str) -> str:
     plain = _split_plain(text)
     if plain:
         return plain[0].rstrip("/").rpartition("/")[2]
-    expects_program = True
-    for word in _Scanner(text).scan():
+    expects_program, is_target = True, False
+    words = list(_Scanner(text).scan())
+    for index, word in enumerate(words):
         if word.operator:
-            if word.value[0] not in "<>":
-                expects_program = word.value[0] in "|&;(\n"
-        elif expects_program and not _is_assignment(word, text):
-            expects_program = word.value == "exec" or word.value in _RESERVED
-            expects_program = expects_program or text[word.end : word.end + 1] in ("<", ">")
-            if not expects_program and word.value not in _BUILTINS and not word.expands:
-                return word.value.rstrip("/").rpartition("/")[2]
-            if not expects_program and word.expands and "/" in word.value:
-                return word.value.rstrip("/").rpartition("/")[2]
+            is_target = word.value[0] in "<>"
+            expects_program = expects_program or not is_target
+            continue
+        is_passed_over = is_target or _is_redirection_number(words, index)
+        is_target = False
+        if not expects_program or is_passed_over or _is_assignment(word, text):
+            continue
+        expects_program = word.value == "exec" or word.value in _RESERVED
+        is_name = word.value not in _BUILTINS and (not word.expands or "/" in word.value)
+        if not expects_program and is_name:
+            return word.value.rstrip("/").rpartition("/")[2]
     return ""
 
 

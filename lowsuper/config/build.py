@@ -9,6 +9,7 @@ from lowsuper.command import parse_command
 from lowsuper.config import keys, options
 from lowsuper.config.daemons import DaemonBuilder
 from lowsuper.config.expand import has_unknown, suggest
+from lowsuper.config.logic import is_block_line
 from lowsuper.errors import ConfigError
 from lowsuper.model import EnvChange, Hook, MasterSpec, Problem
 from lowsuper.units import parse_bool, parse_duration, parse_mode
@@ -78,7 +79,8 @@ class Builder:
         """
         for option in self._reading.options:
             if option.daemon:
-                self._daemons.add_key(option)
+                if not is_block_line(option.name):
+                    self._daemons.add_key(option)
             elif not option.placeholder and not options.find_reader_option(option.name):
                 self._take(option)
         daemons = self._daemons.finish()

@@ -142,7 +142,9 @@ class Reader:
 
     def _add(self, option: Option, *, in_block: bool = False) -> Asking[None]:
         """Take one option in, as uWSGI's add_exported_option does."""
-        keyword = options.find_reader_option(option.name) if not option.placeholder else ""
+        keyword = "" if option.placeholder else options.find_reader_option(option.name)
+        if option.daemon and not logic.is_block_line(option.name):
+            keyword = ""
         if not in_block:
             if keyword in logic.ENDS:
                 self._end_block(option)

@@ -191,7 +191,7 @@ def advise_on_path(path: str, base: str) -> str:
     """
     if "$(" in path or "%(" in path or "@(" in path:
         return "this option acts before $(...), @(...) and %(...) are replaced, as in uWSGI"
-    if path.startswith(("/", "-")) or not base.startswith("/"):
+    if path.startswith(("/", "-")) or base in ("command line", "environment"):
         return ""
     return "relative paths start at the working directory; %d is the directory of this file"
 

@@ -7,6 +7,7 @@ condition is judged once, at the opening line.
 from __future__ import annotations
 
 from lowsuper.config.expand import read_source
+from lowsuper.config.options import find_reader_option
 from lowsuper.config.requests import AskFact, Failure, ListGlob, TestPath
 from lowsuper.record import Record
 
@@ -43,6 +44,12 @@ class Block(Record):
 def is_opener(name: str) -> bool:
     """Tell whether an option (its name with hyphens) opens a block."""
     return name in OPENERS_FOR or name.startswith("if")
+
+
+def is_block_line(name: str) -> bool:
+    """Tell whether a line belongs to blocks, and so may stand in a daemon's section too."""
+    name = find_reader_option(name)
+    return bool(name) and (is_opener(name) or name in ENDS or name == "else")
 
 
 def switch_to_else(block: Block) -> Block:
