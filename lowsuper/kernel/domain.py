@@ -56,6 +56,8 @@ class Domains:
     ) -> None:
         """Try nothing yet.
 
+        `self_write` tells whether processes must enter their leaf themselves.
+
         Args:
             loop: to watch the guard with.
             spawner: to start the guard with.
@@ -65,7 +67,7 @@ class Domains:
         self._loop, self._spawner, self._children, self._say = loop, spawner, children, say
         self._tree: Tree | None = None
         self._tried = self._delegated = False
-        self._self_write = False
+        self.self_write = False
         self._guard: Guard | None = None
 
     def prepare(self, spec: MasterSpec) -> None:
@@ -107,10 +109,10 @@ class Domains:
         """
         leaf = tree.make("probe")
         try:
-            self._self_write = not self._spawner.probe_into_cgroup(leaf.directory_fd)
+            self.self_write = not self._spawner.probe_into_cgroup(leaf.directory_fd)
         finally:
             leaf.release()
-        if self._self_write:
+        if self.self_write:
             self._say("daemons cannot be born in their cgroup here; they enter it, which is slower")
 
     def choose(self, spec: DaemonSpec, master: MasterSpec) -> tuple[str, str]:
@@ -122,8 +124,8 @@ class Domains:
             return "shim", SHIM
         return "cgroup", EXEC
 
-    def make_leaf(self, name: str) -> tuple[Leaf, bool]:
-        """Make a leaf for one run, guarded; the bool says that the process must enter it itself.
+    def make_leaf(self, name: str) -> Leaf:
+        """Make a leaf for a daemon, guarded.
 
         Raises:
             OSError: the leaf cannot be made, or no guard can be started.
@@ -131,7 +133,7 @@ class Domains:
         assert self._tree is not None, "chosen only with a tree"
         if self._guard is None:
             self._start_guard(self._tree)
-        return self._tree.make(name), self._self_write
+        return self._tree.make(name)
 
     def _start_guard(self, tree: Tree) -> None:
         guard = self._spawner.start_guard(tree.base_fd, tree.parent_fd, tree.name)
@@ -144,7 +146,7 @@ class Domains:
 
     def _on_guard_end(self) -> None:
         guard = self._guard
-        if guard is None or process.reap(guard.pidfd) is None:
+        if guard is None or process.peek_status(guard.pidfd) is None:
             return
         self._forget_guard(guard)
         self._say("the guard was killed; starting another")
@@ -156,7 +158,6 @@ class Domains:
 
     def _forget_guard(self, guard: Guard) -> None:
         self._guard = None
-        self._children.pop(guard.pid, None)
         self._loop.unwatch(guard.pidfd)
         guard.close()
 
@@ -181,6 +182,7 @@ class Domains:
             self._loop.unwatch(guard.pidfd)
             guard.quit()
             _wait_for(guard.pidfd)
+            self._children.pop(guard.pid, None)
             self._forget_guard(guard)
         if self._tree is not None:
             self._tree.close(remove=not self._delegated)

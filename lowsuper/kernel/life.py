@@ -35,8 +35,10 @@ class Life:
 
     __slots__ = (
         "_child",
+        "_child_gone",
         "_error_fd",
         "_failed",
+        "_killed",
         "_leaf",
         "_loop",
         "_main_gone",
@@ -65,7 +67,7 @@ class Life:
         self._loop, self.run, self._plan, self._child = loop, run, plan, child
         self._leaf, self._rung, self._post = leaf, rung, post
         self._error_fd = child.error_fd
-        self._ran = self._failed = self._main_gone = self.over = False
+        self._child_gone = self._killed = self._ran = self._failed = self._main_gone = self.over = False
         self._main_status: int | None = None
         self._main_pid, self._main_pidfd = 0, -1
         loop.watch(child.error_fd, HANGUP, self.on_outcome)
@@ -126,10 +128,11 @@ class Life:
         self._post(Exited(self.run, status, left))
 
     def on_exit(self) -> None:
-        """Our child has ended."""
-        status = process.reap(self._child.pidfd)
+        """Our child has ended; it stays a zombie until the loop comes to its SIGCHLD."""
+        status = None if self._child_gone else process.peek_status(self._child.pidfd)
         if status is None:
             return
+        self._child_gone = True
         self._loop.unwatch(self._child.pidfd)
         if self._child.channel_fd >= 0:
             self.on_channel()
@@ -180,10 +183,22 @@ class Life:
             spawn.send_kill(self._child.channel_fd)
             return
         if self._leaf is not None:
+            self._killed = True
             self._leaf.kill()
         if not self._main_gone or self._child.channel_fd >= 0:
             # Also where the helper has not entered its leaf yet; a namespace ends with its init.
             process.send_signal(self._child.pidfd, SIGKILL)
+
+    def take_leaf(self) -> Leaf | None:
+        """Hand the empty leaf over to the next run, which saves it the making of one.
+
+        None if there is none, or if it was ever killed: Linux 6.14 and later kill at birth what is
+        cloned into a leaf that has been killed more often than the cgroup of its parent.
+        """
+        if not self.over or self._killed:
+            return None
+        leaf, self._leaf = self._leaf, None
+        return leaf
 
     def release(self) -> None:
         """Close everything; the life must be over, or is given up."""

@@ -78,14 +78,20 @@ class Loop:
         """Forget a timer; there need not be one."""
         self._timers.pop(key, None)
 
-    def run_turn(self) -> None:
-        """Sleep until something happens, then call back for all that has happened."""
+    def run_turn(self, after: Callable[[], None]) -> None:
+        """Sleep until something happens, then call back for all that has happened.
+
+        Args:
+            after: called after each callback, so that what follows from the first event does not
+                wait for the others.
+        """
         self._arm()
         events = self._epoll.poll(-1, MAX_EVENTS)
         self._unwatched.clear()
         for fd, _ in events:
             if fd not in self._unwatched:
                 self._callbacks[fd]()
+                after()
 
     def close(self) -> None:
         """Close what the loop made."""

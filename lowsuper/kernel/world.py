@@ -7,6 +7,7 @@ hook that runs, the guard. It decides nothing about a daemon.
 
 from __future__ import annotations
 
+import gc
 import os
 from time import monotonic_ns
 
@@ -113,8 +114,7 @@ class World:
         supervisor.settle()
         self._end_turn()
         while self._exit_code is None:
-            self._loop.run_turn()
-            supervisor.settle()
+            self._loop.run_turn(supervisor.settle)
             self._end_turn()
         self._close()
         return self._exit_code
@@ -183,15 +183,22 @@ class World:
         name, leaf = spec.name, None
         before = self._lives.pop(name, None)
         if before is not None:
+            leaf = before.take_leaf()
             self._over.append(before)
         try:
             _, plan, packed, rung = self._prepare(spec)
             if rung == "cgroup":
-                leaf, self_write = self._domains.make_leaf(f"{name}.{run}")
+                leaf = leaf or self._domains.make_leaf(f"{name}.{run}")
                 child = self._spawner.spawn(
-                    plan, leaf_fd=leaf.directory_fd, self_write=self_write, packed=packed
+                    plan,
+                    leaf_fd=leaf.directory_fd,
+                    self_write=self._domains.self_write,
+                    packed=packed,
                 )
             else:
+                if leaf is not None:
+                    leaf.release()
+                    leaf = None
                 child = self._spawner.spawn(plan, packed=packed)
         except OSError as error:
             if leaf is not None:
@@ -201,8 +208,6 @@ class World:
             return SpawnFailed(run, call, error.errno or 0, subject, cloned=False)
 
         def post(event: DaemonEvent) -> None:
-            if life.over:
-                self._children.pop(life.pid, None)
             self._supervisor.post_daemon(name, event)
 
         life = Life(self._loop, run, plan, child, leaf, rung, post)
@@ -270,7 +275,6 @@ class World:
                     failed = True
                     self.say(DaemonNotStarted(name, event.step, event.errno, event.subject, None))
                 case Exited():
-                    self._children.pop(life.pid, None)
                     self._over.append(life)
                     self._hook = None
                     self._supervisor.post(HookEnded(index, -1 if failed else event.status))
@@ -370,6 +374,8 @@ class World:
 
     def announce(self) -> None:
         """Tell whoever waits for the start."""
+        # What lives until the end need not be looked at by each collection from now on.
+        gc.freeze()
         self._announce()
 
     def finish(self, code: int) -> None:
@@ -385,13 +391,15 @@ class World:
             self._supervisor.post(Signalled(signal))
 
     def _reap(self) -> None:
-        """Reap every child that has ended: ours by their own callbacks, adopted orphans here."""
+        """Reap every child that has ended; among them orphans that were handed to us.
+
+        A child's own callback has seen its end before, if its pidfd came first in this turn.
+        """
         while (pid := process.peek_child()) != 0:
             callback = self._children.pop(pid, None)
-            if callback is None:
-                os.waitpid(pid, os.WNOHANG)
-            else:
+            if callback is not None:
                 callback()
+            os.waitpid(pid, os.WNOHANG)
 
 
 def set_title(spec: MasterSpec) -> None:
