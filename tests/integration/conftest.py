@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 from leftovers import Snapshot
 from masters import Masters
@@ -21,9 +25,24 @@ def nothing_is_left():
 @pytest.fixture
 def masters(tmp_path):
     """Start masters; see `masters.Masters`."""
+    yield from run_masters(tmp_path)
+
+
+@pytest.fixture
+def open_masters():
+    """Start masters in a directory that every user can enter and write to."""
+    directory = Path(tempfile.mkdtemp(prefix="lowsuper-test-"))
+    directory.chmod(0o1777)
+    try:
+        yield from run_masters(directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+def run_masters(directory):
     # What loses its parent becomes our child, and so cannot hide from the checks.
     native.set_child_subreaper()
-    found = Masters(tmp_path)
+    found = Masters(directory)
     try:
         yield found
     finally:

@@ -447,6 +447,20 @@ def wait_text(path: Path, pattern: str, timeout: float = DEADLINE) -> re.Match[s
         os.close(fd)
 
 
+def put_file(path: Path, text: str) -> None:
+    """Make a file, or replace it, in one step: one change for whoever watches it."""
+    new = Path(f"{path}.put")
+    with new.open("w") as file:
+        file.write(text)
+    new.rename(path)
+
+
+def grow_file(path: Path, text: str) -> None:
+    """Write to a file that exists in one step, without making it empty first."""
+    with path.open("r+") as file:
+        file.write(text)
+
+
 def shown(path: Path) -> dict:
     """Return what the daemon `show.py` has written about itself."""
     return json.loads(wait_file(path).read_text())

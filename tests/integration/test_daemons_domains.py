@@ -105,15 +105,9 @@ def test_what_an_ended_daemon_leaves_is_ended_before_it_starts_again(
 @each_rung
 def test_killed_master_leaves_nothing_of_an_ended_daemon(masters, rung):
     """Its own process is gone; what it left ignores SIGTERM and is still being ended."""
-    script = masters.directory / "left.sh"
-    script.write_text(
-        "#!/bin/sh\nmkfifo fifo || exit 9\n"
-        "setsid sh -c 'trap \"\" TERM; echo settled; echo > fifo; exec sleep 1000' &\n"
-        "read -r _ < fifo\nexit 0\n"
-    )
-    script.chmod(0o755)
     master = masters.begin(
-        rung_options(rung) + daemon_line(rung, "{T}/left.sh", name="web", stop_timeout="600")
+        rung_options(rung)
+        + daemon_line(rung, "{D}/leaves_stubborn.sh {T}/fifo", name="web", stop_timeout="600")
     )
     master.wait_output("settled")
     master.wait_line("left processes behind")
@@ -128,7 +122,7 @@ def test_stop_signal_comes_to_the_daemon_once(masters, rung):
     master.wait_started("web")
     assert master.stop() == 0
     assert sum(line == "got SIGTERM" for line in master.lines) == 1
-    assert master.has_said(r"web: still there after 1 s: SIGKILL to all of it")
+    assert master.has_said(r"web: still there after [\d.]+ s: SIGKILL to all of it")
 
 
 @each_rung
@@ -143,15 +137,8 @@ def test_status_of_the_daemon_is_its_own(masters, rung):
 @each_rung
 def test_group_of_the_daemon_gets_the_stop_signal_too(masters, rung):
     """As in uWSGI: the signal goes to the daemon and its process group."""
-    script = masters.directory / "group.sh"
-    script.write_text(
-        "#!/bin/sh\n"
-        "sh -c 'trap \"echo child got it; exit\" TERM; echo settled; while :; do sleep 1 & wait; done' &\n"
-        "trap 'wait; exit' TERM\nwhile :; do wait; done\n"
-    )
-    script.chmod(0o755)
     master = masters.begin(
-        rung_options(rung) + daemon_line(rung, "{T}/group.sh", name="web", stop_timeout="20")
+        rung_options(rung) + daemon_line(rung, "{D}/group.sh", name="web", stop_timeout="20")
     )
     master.wait_output("settled")
     assert master.stop() == 0
@@ -170,7 +157,7 @@ def test_stop_of_many_stubborn_daemons_is_parallel(masters, rung):
     master.signal(signal.SIGTERM)
     assert master.wait(6) == 0  # in turn it would take more than 8 s
     for number in range(8):
-        assert master.has_said(rf"web{number}: still there after 1 s: SIGKILL to all of it")
+        assert master.has_said(rf"web{number}: still there after [\d.]+ s: SIGKILL to all of it")
         assert master.has_said(rf"web{number}: pid \d+ was killed by SIGKILL")
     assert not master.family()
 
@@ -186,7 +173,8 @@ def test_rungs_are_chosen_as_asked_for(masters):
     one, two = master.pid_of("one"), master.pid_of("two")
     assert os.readlink(f"/proc/{two}/ns/pid") != os.readlink("/proc/self/ns/pid")
     (base,) = masters.cgroups()
-    assert (base / "dumb" / "one.1" / "cgroup.procs").read_text().split() == [str(one)]
+    leaves = {leaf: leaf.read_text().split() for leaf in base.glob("dumb/*/cgroup.procs")}
+    assert list(leaves.values()) == [[str(one)]]
 
 
 def test_daemon_with_ns_pid_is_not_the_init_of_its_namespace(masters):
@@ -211,13 +199,15 @@ def test_daemon_without_ns_init_is_pid_1(masters):
         (line,) = [line for line in file if line.startswith("NSpid:")]
     assert line.split()[-1] == "1"
     assert master.stop() == 0
-    assert master.has_said("web: still there after 200 ms: SIGKILL to all of it")
+    assert master.has_said(r"web: still there after \d+ ms: SIGKILL to all of it")
 
 
 def test_killed_role_takes_its_daemon_along(masters):
     """The namespace's init is killed: the daemon ends with it and starts again."""
     rung_options("pidns")
-    master = masters.start("attach-daemon2 = cmd={D}/setsid_children.sh,name=web,ns_pid=true")
+    master = masters.start(
+        "attach-daemon2 = cmd={D}/setsid_children.sh,name=web,ns_pid=true,stop_timeout=300ms"
+    )
     for _ in range(3):
         master.wait_output("settled")
     first = master.family()

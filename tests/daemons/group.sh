@@ -1,0 +1,14 @@
+#!/bin/sh
+# Has a child in its process group that says when it gets SIGTERM.
+sh -c '
+  trap "echo child got it; exit" TERM
+  echo "settled group"
+  while :; do
+    sleep 1 &
+    wait
+  done
+' &
+trap 'wait; exit' TERM
+while :; do
+  wait
+done
