@@ -39,14 +39,24 @@ struct program {
 	int fd;
 	const char *const *argv;
 	const char *const *envp;
+	unsigned fds;			/* those from this number on are not for it */
 	int32_t err;
 };
+
+/*
+ * Where the descriptors of a master's daemons are kept, out of the way. The child takes the low
+ * ones only: with a thousand daemons, copying all and closing them again at exec took longer than
+ * everything else in a spawn (0.37 ms instead of 0.16 with 2,000 descriptors).
+ */
+enum { HIGH_FD = 256 };
 
 #if defined(__x86_64__) || defined(__aarch64__)
 #define HAVE_CLONE3 1
 /*
- * clone3(2), and in the child at once execveat(2), else exit_group(127). Returns what clone3
- * returned, a negative errno included.
+ * clone3(2), and in the child at once close_range(2), which gives it a table of its own with the
+ * low descriptors, and execveat(2), else exit_group(127). Returns what clone3 returned, a negative
+ * errno included. CLONE_FILES is what makes the table cheap to leave; a kernel without
+ * CLOSE_RANGE_UNSHARE (Linux 5.9) copies it at exec.
  *
  * clone3 rather than clone, for CLONE_INTO_CGROUP (Linux 5.7): a child that writes itself to
  * cgroup.procs waits for an RCU grace period under cgroup_threadgroup_rwsem, 7-15 ms on an idle
@@ -59,20 +69,28 @@ static long clone3_exec(struct clone_args *args, struct program *program)
 {
 #if defined(__x86_64__)
 	long result;
-	/* The arguments of execveat that clone3 does not look at are in place already. */
+	/* The arguments of execveat that neither of the others looks at are in place already. */
 	register long envp __asm__("r10") = (long)program->envp;
 	register long flags __asm__("r8") = AT_EMPTY_PATH;
 	register long fd __asm__("r12") = program->fd;
 	register const char *path __asm__("r13") = "";
 	register int32_t *err __asm__("r14") = &program->err;
+	register const char *const *argv __asm__("r15") = program->argv;
+	register long fds __asm__("r9") = program->fds;
 
 	__asm__ volatile(
 		"syscall\n\t"
 		"test %%rax, %%rax\n\t"
 		"jnz 1f\n\t"
+		"mov %[close_range], %%eax\n\t"
+		"mov %%r9, %%rdi\n\t"
+		"mov $-1, %%esi\n\t"
+		"mov %[unshare], %%edx\n\t"
+		"syscall\n\t"
 		"mov %[execveat], %%eax\n\t"
 		"mov %%r12, %%rdi\n\t"
 		"mov %%r13, %%rsi\n\t"
+		"mov %%r15, %%rdx\n\t"
 		"syscall\n\t"
 		"mov %%eax, (%%r14)\n\t"
 		"mov $127, %%edi\n\t"
@@ -81,28 +99,36 @@ static long clone3_exec(struct clone_args *args, struct program *program)
 		"hlt\n"
 		"1:"
 		: "=a"(result)
-		: "a"((long)SYS_clone3), "D"(args), "S"(sizeof *args), "d"(program->argv), "r"(envp),
-		  "r"(flags), "r"(fd), "r"(path), "r"(err), [execveat] "i"(SYS_execveat),
-		  [exit_group] "i"(SYS_exit_group)
-		: "rcx", "r11", "memory");
+		: "a"((long)SYS_clone3), "D"(args), "S"(sizeof *args), "r"(envp), "r"(flags),
+		  "r"(fd), "r"(path), "r"(err), "r"(argv), "r"(fds),
+		  [close_range] "i"(SYS_close_range), [unshare] "i"(CLOSE_RANGE_UNSHARE),
+		  [execveat] "i"(SYS_execveat), [exit_group] "i"(SYS_exit_group)
+		: "rcx", "rdx", "r11", "memory");
 	return result;
 #else
 	register long x0 __asm__("x0") = (long)args;
 	register long x1 __asm__("x1") = (long)sizeof *args;
-	register long x2 __asm__("x2") = (long)program->argv;
 	register long x3 __asm__("x3") = (long)program->envp;
 	register long x4 __asm__("x4") = AT_EMPTY_PATH;
 	register long x8 __asm__("x8") = SYS_clone3;
 	register long fd __asm__("x9") = program->fd;
 	register const char *path __asm__("x10") = "";
 	register int32_t *err __asm__("x11") = &program->err;
+	register const char *const *argv __asm__("x12") = program->argv;
+	register long fds __asm__("x13") = program->fds;
 
-	/* x8 is changed in the child only: the parent jumps. */
+	/* x1, x2 and x8 are changed in the child only: the parent jumps. */
 	__asm__ volatile(
 		"svc #0\n\t"
 		"cbnz x0, 1f\n\t"
+		"mov x0, x13\n\t"
+		"mov w1, #-1\n\t"
+		"mov x2, %[unshare]\n\t"
+		"mov x8, %[close_range]\n\t"
+		"svc #0\n\t"
 		"mov x0, x9\n\t"
 		"mov x1, x10\n\t"
+		"mov x2, x12\n\t"
 		"mov x8, %[execveat]\n\t"
 		"svc #0\n\t"
 		"str w0, [x11]\n\t"
@@ -112,9 +138,10 @@ static long clone3_exec(struct clone_args *args, struct program *program)
 		"brk #0\n"
 		"1:"
 		: "+r"(x0)
-		: "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x8), "r"(fd), "r"(path), "r"(err),
+		: "r"(x1), "r"(x3), "r"(x4), "r"(x8), "r"(fd), "r"(path), "r"(err), "r"(argv),
+		  "r"(fds), [close_range] "i"(SYS_close_range), [unshare] "i"(CLOSE_RANGE_UNSHARE),
 		  [execveat] "i"(SYS_execveat), [exit_group] "i"(SYS_exit_group)
-		: "memory");
+		: "x2", "memory");
 	return x0;
 #endif
 }
@@ -122,7 +149,7 @@ static long clone3_exec(struct clone_args *args, struct program *program)
 static int clone_by_clone3(struct lowsuper_spawn *spawn, struct program *program)
 {
 	struct clone_args args = {
-		.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD,
+		.flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PIDFD,
 		.pidfd = (uintptr_t)&spawn->pidfd,
 		.exit_signal = SIGCHLD,
 	};
@@ -305,22 +332,50 @@ static const char *decimal(int value, char *text)
 	return at;
 }
 
-static int clone_helper(struct lowsuper_spawn *spawn, const struct ends *ends, const char *name)
+/* Move a descriptor that is the master's alone out of the way of those that children get. */
+static int move_high(int fd)
+{
+	int high;
+
+	if (fd < 0 || fd >= HIGH_FD)
+		return fd;
+	high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD);
+	/* EINVAL, EMFILE: so few are allowed that there is no high one. It works where it is, too. */
+	if (high < 0)
+		return fd;
+	close(fd);
+	return high;
+}
+
+static unsigned above(unsigned fds, int fd)
+{
+	return fd >= 0 && (unsigned)fd >= fds ? (unsigned)fd + 1 : fds;
+}
+
+static int clone_helper(struct lowsuper_spawn *spawn, const struct ends *ends,
+			const struct lowsuper_fd *fds, uint32_t count, const char *name)
 {
 	static const char *const no_env[] = { NULL };
 	char plan_fd[12];
 	/* The name is only for those who look at the process list. */
 	const char *const argv[] = { role_names[spawn->role], decimal(ends->plan, plan_fd), name,
 				     NULL };
-	struct program program = { .fd = spawn->helper_fd, .argv = argv, .envp = no_env };
+	struct program program = {
+		.fd = spawn->helper_fd, .argv = argv, .envp = no_env, .fds = HIGH_FD
+	};
 	/* The master's pidfd and the leaf are shared like the plan's descriptors. */
 	const int inherited[] = { ends->plan, ends->error[1], ends->channel[1], spawn->master_fd,
 				  spawn->self_write ? spawn->leaf_fd : -1 };
 	int result;
 
-	for (size_t i = 0; i < sizeof inherited / sizeof *inherited; i++)
+	program.fds = above(program.fds, program.fd);
+	for (uint32_t i = 0; i < count; i++)
+		program.fds = above(program.fds, fds[i].fd);
+	for (size_t i = 0; i < sizeof inherited / sizeof *inherited; i++) {
+		program.fds = above(program.fds, inherited[i]);
 		if (inherited[i] >= 0)
 			fcntl(inherited[i], F_SETFD, 0);
+	}
 	result = clone_and_exec(spawn, &program);
 	for (size_t i = 3; i < sizeof inherited / sizeof *inherited; i++)
 		if (inherited[i] >= 0)
@@ -344,7 +399,7 @@ static int spawn_once(struct lowsuper_spawn *spawn, const char *plan, int32_t si
 	if (!result)
 		result = open_ends(spawn, &ends, plan, size);
 	if (!result)
-		result = clone_helper(spawn, &ends, name);
+		result = clone_helper(spawn, &ends, fds, body->fds, name);
 	unshare_fds(fds, body->fds, changed);
 
 	/*
@@ -360,8 +415,9 @@ static int spawn_once(struct lowsuper_spawn *spawn, const char *plan, int32_t si
 		return result;
 	}
 	spawn->pid = result;
-	spawn->error_fd = ends.error[0];
-	spawn->channel_fd = ends.channel[0];
+	spawn->pidfd = move_high(spawn->pidfd);
+	spawn->error_fd = move_high(ends.error[0]);
+	spawn->channel_fd = move_high(ends.channel[0]);
 	return 0;
 }
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from errno import EBUSY, EEXIST, ENOENT, ENOTEMPTY, ESRCH
+from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, LOCK_NB, fcntl, flock
 
 from lowsuper.errors import KernelError, UnsupportedError
 from lowsuper.kernel import process
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 MAX_NAME = 200
+HIGH_FD = 256
 
 
 def find_mount(mountinfo: str) -> tuple[str, str] | None:
@@ -99,7 +101,8 @@ class Leaf:
         """
         if self._events_fd < 0:
             flags = os.O_RDONLY | os.O_CLOEXEC
-            self._events_fd = os.open("cgroup.events", flags, dir_fd=self.directory_fd)
+            events_fd = os.open("cgroup.events", flags, dir_fd=self.directory_fd)
+            self._events_fd = _move_high(events_fd)
         return self._events_fd
 
     def kill(self) -> None:
@@ -168,7 +171,7 @@ class Tree:
             except OSError as error:
                 raise KernelError("mkdir", error.errno or 0, f"{self.path}/dumb/{leaf}") from error
             else:
-                return Leaf(self, leaf, os.open(leaf, DIRECTORY, dir_fd=self.dumb_fd))
+                return Leaf(self, leaf, _move_high(os.open(leaf, DIRECTORY, dir_fd=self.dumb_fd)))
         raise KernelError("mkdir", EEXIST, f"{self.path}/dumb/{wanted}")
 
     def remove(self, name: str) -> None:
@@ -265,6 +268,19 @@ def open_tree(instance: str) -> Tree:
     return tree
 
 
+def _move_high(fd: int) -> int:
+    """Return the descriptor under a number out of the way of those that children get.
+
+    A child copies the master's low descriptors only: see HIGH_FD in csrc/spawn.c.
+    """
+    try:
+        high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD)
+    except OSError:
+        return fd  # so few are allowed that there is no high one; it works where it is, too
+    os.close(fd)
+    return high
+
+
 def sweep_unlocked(prefix: str) -> None:
     """Remove the directories of instances whose name begins with `prefix` and whose master is gone."""
     parent = own_directory()
@@ -279,8 +295,6 @@ def sweep_unlocked(prefix: str) -> None:
 
 
 def _lock(fd: int) -> None:
-    from fcntl import LOCK_EX, LOCK_NB, flock
-
     flock(fd, LOCK_EX | LOCK_NB)
 
 
