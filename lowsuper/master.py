@@ -55,11 +55,11 @@ from lowsuper.units import Ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lowsuper.events import MasterAction, MasterEvent
     from lowsuper.machine import State
-    from lowsuper.model import MasterSpec
+    from lowsuper.model import DaemonSpec, MasterSpec
 
     Daemons = Mapping[str, State]
     Actions = tuple[MasterAction, ...]
@@ -204,9 +204,9 @@ def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
                 return state, ()
             return state.replace(dropped=True), (DropPrivileges(),)
         case "start":
-            names = [daemon.name for daemon in spec.daemons]
-            state = state.replace(unsettled=len(names), failed=0, todo=(STARTED, *state.todo))
-            return _start(spec, state, names)
+            count = len(spec.daemons)
+            state = state.replace(unsettled=count, failed=0, todo=(STARTED, *state.todo))
+            return _start(state, spec.daemons)
         case "started":
             return _started(spec, state, now)
         case "finish":
@@ -218,14 +218,11 @@ def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
             return state, ()
 
 
-def _start(spec: MasterSpec, state: Master, names: list[str]) -> Result:
+def _start(state: Master, daemons: Sequence[DaemonSpec]) -> Result:
     """Start these daemons in file order, those that come after others only when they are ready."""
-    later = {daemon.name for daemon in spec.daemons if daemon.requires or daemon.after}
-    now = [name for name in names if name not in later] if later else names
-    state = state.replace(
-        alive=state.alive + len(now),
-        waiting=(*state.waiting, *(name for name in names if name in later)),
-    )
+    later = [daemon.name for daemon in daemons if daemon.requires or daemon.after]
+    now = [daemon.name for daemon in daemons if not (daemon.requires or daemon.after)]
+    state = state.replace(alive=state.alive + len(now), waiting=(*state.waiting, *later))
     return state, tuple(Tell(name, Start()) for name in now)
 
 
@@ -329,11 +326,9 @@ def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resul
         state = state.replace(todo=(DRAIN, *hooks, START))
         state, actions = _advance(spec, state, now)
         return state, (*ending, *actions)
-    idle = [
-        daemon.name for daemon in spec.daemons if isinstance(daemons.get(daemon.name, Down()), Down)
-    ]
+    idle = [daemon for daemon in spec.daemons if isinstance(daemons.get(daemon.name, Down()), Down)]
     state = state.replace(unsettled=len(spec.daemons), todo=(STARTED,))
-    state, starts = _start(spec, state, idle)
+    state, starts = _start(state, idle)
     state, actions = _advance(spec, state, now)
     return state, (*ending, *starts, *actions)
 
@@ -362,10 +357,13 @@ def _daemon_down(
     if event.abandoned:
         state = state.replace(code=state.code or EXIT_ABANDONED)
     actions: Actions = ()
-    if state.phase != STOPPING and all(daemon.name != event.name for daemon in spec.daemons):
-        actions = (Forget(event.name),)
-    elif state.phase == RELOADING and DRAIN not in state.todo:
-        state, actions = _start(spec, state, [event.name])
+    wanted: DaemonSpec | None = None
+    if state.phase != STOPPING:
+        wanted = next((daemon for daemon in spec.daemons if daemon.name == event.name), None)
+        if wanted is None:
+            actions = (Forget(event.name),)
+    if wanted is not None and state.phase == RELOADING and DRAIN not in state.todo:
+        state, actions = _start(state, (wanted,))
         if state.waiting:  # what it comes after may have been ready before it was down
             state, more = _start_waiting(spec, state, daemons)
             actions = (*actions, *more)
