@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001, ANN002, ANN003, ANN201, ANN204, ANN206, ANN401, D102, D103  # one half is typed
 """Immutable values with named fields.
 
 What a frozen, slotted dataclass is to a type checker and to `match`, at a price that a
