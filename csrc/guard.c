@@ -121,8 +121,8 @@ static void expire(struct guard *guard)
 		if (domain->kill_fd < 0 || !domain->deadline_ns || domain->deadline_ns > now)
 			continue;
 		kill_cgroup(domain->kill_fd);
-		answer(guard, LOWSUPER_GUARD_EXPIRED, domain->id);
 		drop(domain);
+		answer(guard, LOWSUPER_GUARD_EXPIRED, domain->id);
 	}
 	arm(guard);
 }
@@ -174,7 +174,8 @@ static void obey(struct guard *guard, const struct lowsuper_guard_msg *message, 
 	}
 }
 
-static void read_control(struct guard *guard)
+/* Whether there was a message. */
+static int read_control(struct guard *guard)
 {
 	struct lowsuper_guard_msg message;
 	int passed_fd;
@@ -187,6 +188,7 @@ static void read_control(struct guard *guard)
 	/* The other end is gone: if the master died, its pidfd says so as well. */
 	if (size == 0 || (size < 0 && size != -EAGAIN))
 		guard->control.fd = -1;
+	return size > 0;
 }
 
 /* Remove the cgroups below `dir_fd`, which it closes. What is not empty stays. */
@@ -278,6 +280,9 @@ static void empty_dumb(const struct guard *guard)
 
 static void master_is_gone(struct guard *guard)
 {
+	/* What it said last still counts. It says no more, so this ends. */
+	while (guard->control.fd >= 0 && read_control(guard))
+		;
 	guard->master.fd = -1;
 	guard->control.fd = -1;
 	for (int i = 0; i < DOMAINS_MAX; i++) {

@@ -75,16 +75,16 @@ static void take_plan(struct task *task, char *bytes, size_t size, char **slots)
 
 void task_read(struct task *task, int fd)
 {
+	struct lowsuper_head head;
 	struct stat status;
 	size_t size, have = 0, room;
 	char *bytes;
 
-	*task = (struct task){ .head.error_fd = -1 };
 	/* pread, as the master's writing has left the common offset at the end. */
-	if (pread(fd, &task->head, sizeof task->head, 0) != (ssize_t)sizeof task->head ||
-	    fstat(fd, &status))
+	if (pread(fd, &head, sizeof head, 0) != (ssize_t)sizeof head || fstat(fd, &status))
 		_exit(127);
-	size = (size_t)status.st_size - sizeof task->head;
+	*task = (struct task){ .head = head };
+	size = (size_t)status.st_size - sizeof head;
 	/* A string has at least its NUL byte, so there are fewer than `size`; 5 lists end with NULL. */
 	room = (size + 8 + 5) * sizeof(char *);
 	bytes = mmap(NULL, size + 8 + room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
@@ -93,7 +93,7 @@ void task_read(struct task *task, int fd)
 		task_fail(task, LOWSUPER_STEP_PLAN, errno, 2);
 	while (have < size) {
 		ssize_t got = pread(fd, bytes + have, size - have,
-				    (off_t)(sizeof task->head + have));
+				    (off_t)(sizeof head + have));
 
 		if (got <= 0)
 			task_fail(task, LOWSUPER_STEP_PLAN, got ? errno : EIO, 3);

@@ -13,7 +13,15 @@ from lowsuper.errors import KernelError
 from lowsuper.kernel import native
 from lowsuper.kernel.native import ExitInfo, peek_child, reap
 
-__all__ = ["ExitInfo", "exit_info", "open_pidfd", "peek_child", "peek_status", "reap", "send_signal"]
+__all__ = [
+    "ExitInfo",
+    "exit_info",
+    "open_pidfd",
+    "peek_child",
+    "peek_status",
+    "reap",
+    "send_signal",
+]
 
 
 def peek_status(pidfd: int) -> int | None:
