@@ -1,0 +1,277 @@
+"""The processes between the master and a daemon: the namespace's init and the shim."""
+
+from __future__ import annotations
+
+import os
+import signal
+from errno import ENOENT
+from pathlib import Path
+
+import pytest
+from spawn_masters import SpawnMaster
+from spawning import NULL, Run, has_happened, make_plan, read_all, read_exactly, wait_for
+
+from lowsuper.kernel import native, process, spawn
+from lowsuper.kernel.spawn import Closed, ExecOk, MainExited, Started, StepFailed
+from lowsuper.plan import NSINIT, SHIM, FdSource
+
+pytestmark = pytest.mark.usefixtures("root")
+SIGTERM, SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
+
+
+@pytest.fixture(params=[NSINIT, SHIM])
+def role(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+class RoleRun(Run):
+    """A daemon below a role: a shell script that has a pipe as its descriptor 3."""
+
+    def __init__(self, spawner: spawn.Spawner, role: str, script: str, **fields) -> None:
+        self.pipe, writer = os.pipe()
+        plan = make_plan(
+            "/bin/sh",
+            "-c",
+            script,
+            role=role,
+            new_pid_ns=role == NSINIT,
+            fds=(NULL, FdSource(1, 2), FdSource(2, 2), FdSource(3, writer)),
+        )
+        try:
+            super().__init__(spawner, plan.replace(**fields))
+        finally:
+            os.close(writer)
+        self.main_pidfd = -1
+
+    def __exit__(self, *details) -> None:
+        if self.status is None:
+            spawn.send_kill(self.child.channel_fd)  # before SIGKILL, which a shim's would outlive
+            wait_for(self.child.pidfd)
+        super().__exit__(*details)
+        os.close(self.pipe)
+        if self.main_pidfd >= 0:
+            os.close(self.main_pidfd)
+
+    def start(self) -> int:
+        """Wait until the daemon runs; return its pid."""
+        assert self.outcome() == ExecOk()
+        started = self.receive()
+        assert isinstance(started, Started)
+        self.main_pidfd = started.pidfd
+        return started.pid
+
+    def expect(self, text: bytes) -> None:
+        """Wait for what the script writes."""
+        assert read_exactly(self.pipe, len(text)) == text
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_role_tells_pid_pidfd_and_exit_code(spawner, role):
+    with RoleRun(spawner, role, "printf x >&3; exit 9") as run:
+        pid = run.start()
+        assert pid not in (run.child.pid, 0)
+        run.expect(b"x")
+        assert run.receive() == MainExited(9 << 8, False)
+        assert run.receive() == Closed()
+        assert run.wait() == 9 << 8
+        assert has_happened(run.main_pidfd)
+
+
+def test_role_when_daemon_is_killed_tells_the_signal_and_ends_with_128_and_more(spawner, role):
+    with RoleRun(spawner, role, "exec sleep 1000") as run:
+        pid = run.start()
+        assert parent_of(pid) == run.child.pid
+        assert native.pid_of(run.main_pidfd) == pid
+        assert process.send_signal(run.main_pidfd, SIGKILL)
+        assert run.receive() == MainExited(SIGKILL, False)
+        assert run.wait() == (128 + SIGKILL) << 8
+
+
+def test_role_passes_signals_to_the_group_of_the_daemon(spawner, role):
+    # No traps: a shell may start its next command between a signal and the trap.
+    script = "sleep 1000 & setsid sh -c 'printf x >&3; exec sleep 1000' & exec sleep 1000"
+    with RoleRun(spawner, role, script) as run:
+        pid = run.start()
+        run.expect(b"x")
+        children = [int(child) for child in children_of(pid)]
+        assert len(children) == 2
+        member, outsider = sorted(children, key=lambda child: os.getpgid(child) != pid)
+        pidfds = [os.pidfd_open(child) for child in (member, outsider)]
+        assert spawn.send_signal(run.child.channel_fd, SIGTERM)
+        assert run.receive() == MainExited(SIGTERM, True)
+        wait_for(pidfds[0])
+        assert not has_happened(pidfds[1], timeout_ms=0)
+        for fd in pidfds:
+            os.close(fd)
+
+
+def test_role_when_step_fails_says_so_and_ends(spawner, role):
+    with RoleRun(spawner, role, "", programs=(b"/missing",)) as run:
+        assert run.outcome() == StepFailed("execve", ENOENT, 0)
+        run.main_pidfd = run.receive().pidfd
+        assert run.receive() == MainExited(127 << 8, False)
+        assert run.wait() == 127 << 8
+
+
+def test_role_stays_with_what_the_daemon_left_until_it_is_killed(spawner, role, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    env = {"envp": (b"PATH=/usr/bin:/bin", b"FIFO=" + os.fsencode(fifo))}
+    # The rest is deaf to SIGTERM, has a session of its own, and an orphan below it.
+    left = "setsid sh -c '(sleep 1000 &) ; printf x >&3; exec sleep 1000'"
+    with RoleRun(spawner, role, f"trap '' TERM; {left} & read line <$FIFO; exit 3", **env) as run:
+        run.start()
+        run.expect(b"x")
+        os.close(os.open(fifo, os.O_WRONLY))  # only now may the daemon end
+        message = run.receive()
+        assert message == MainExited(3 << 8, True)
+        assert spawn.send_signal_all(run.child.channel_fd, SIGTERM)
+        assert spawn.send_signal(run.child.channel_fd, SIGKILL)  # for the daemon, which is gone
+        assert not has_happened(run.child.pidfd, timeout_ms=0)
+        assert spawn.send_kill(run.child.channel_fd)
+        assert read_all(run.pipe) == b""
+        assert run.receive() == Closed()
+        assert run.wait() == message.status
+        assert not spawn.send_kill(run.child.channel_fd)
+
+
+def test_role_signals_everything_in_the_domain(spawner, role):
+    script = "setsid sh -c '(setsid sleep 1000 &); printf x >&3; exec sleep 1000' & exec sleep 1000"
+    with RoleRun(spawner, role, script) as run:
+        run.start()
+        run.expect(b"x")
+        assert spawn.send_signal_all(run.child.channel_fd, int(signal.SIGUSR1))
+        assert read_all(run.pipe) == b""
+        assert run.receive().status == signal.SIGUSR1
+        assert run.wait() == (128 + signal.SIGUSR1) << 8
+
+
+def test_role_reaps_orphans_and_ends_only_without_children(spawner, role):
+    script = "for n in 1 2 3 4 5; do (sh -c 'exit 1' &); done; printf x >&3; exec sleep 1000"
+    with RoleRun(spawner, role, script) as run:
+        pid = run.start()
+        run.expect(b"x")
+        process.send_signal(run.main_pidfd, SIGTERM)
+        assert run.receive().status == SIGTERM  # the orphans may not have ended yet
+        assert run.wait() == (128 + SIGTERM) << 8
+        assert read_all(run.pipe) == b""
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_role_keeps_no_descriptors_of_the_daemon(spawner, role):
+    with RoleRun(spawner, role, "printf x >&3; exec sleep 1000") as run:
+        run.start()
+        run.expect(b"x")
+        links = sorted(
+            os.readlink(f"/proc/{run.child.pid}/fd/{fd}").partition(":")[0]
+            for fd in os.listdir(f"/proc/{run.child.pid}/fd")
+            if fd != "2"
+        )
+        # The master's pidfd, the signalfd, the channel.
+        assert links[0] in ("anon_inode", "pidfd")
+        assert links[-1] == "socket"
+        assert len(links) == 3
+        assert os.readlink(f"/proc/{run.child.pid}/cwd") == "/"
+        assert os.getsid(run.child.pid) == run.child.pid
+
+
+def test_nsinit_forwards_what_comes_from_outside(spawner):
+    with RoleRun(spawner, NSINIT, "printf x >&3; exec sleep 1000") as run:
+        run.start()
+        run.expect(b"x")
+        assert process.send_signal(run.child.pidfd, SIGTERM)
+        assert run.receive() == MainExited(SIGTERM, False)
+        assert run.wait() == (128 + SIGTERM) << 8
+
+
+def test_nsinit_ignores_what_comes_from_inside(spawner):
+    script = "kill -TERM 1; kill -KILL 1; kill -INT 1; echo $$ >&3; exit 4"
+    with RoleRun(spawner, NSINIT, script) as run:
+        run.start()
+        run.expect(b"2\n")
+        assert run.receive() == MainExited(4 << 8, False)
+        assert run.wait() == 4 << 8
+
+
+def test_nsinit_when_killed_takes_the_namespace_with_it(spawner):
+    script = "setsid sh -c 'printf x >&3; exec sleep 1000' & printf x >&3; exec sleep 1000"
+    with RoleRun(spawner, NSINIT, script) as run:
+        run.start()
+        run.expect(b"xx")
+        process.send_signal(run.child.pidfd, SIGKILL)
+        assert read_all(run.pipe) == b""
+        assert run.wait() == SIGKILL
+        assert run.receive() == Closed()
+
+
+def test_shim_when_killed_takes_the_daemon_with_it(spawner):
+    with RoleRun(spawner, SHIM, "printf x >&3; exec sleep 1000") as run:
+        run.start()
+        run.expect(b"x")
+        process.send_signal(run.child.pidfd, SIGKILL)
+        assert read_all(run.pipe) == b""
+        assert run.wait() == SIGKILL
+
+
+def test_shim_kills_what_forks_as_fast_as_it_can(spawner):
+    script = (
+        "n=0\n"
+        "while [ $n -lt 300 ]; do\n"
+        "    (setsid sleep 1000 &); n=$((n+1)); [ $n != 40 ] || printf x >&3\n"
+        "done; exec sleep 1000"
+    )
+    with RoleRun(spawner, SHIM, script) as run:
+        run.start()
+        run.expect(b"x")
+        assert spawn.send_kill(run.child.channel_fd)
+        assert read_all(run.pipe) == b""
+        assert run.wait() == (128 + SIGKILL) << 8
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_role_when_master_is_killed_leaves_nothing(helper, role, echo):
+    with SpawnMaster(helper=helper, role=role, echo=echo) as master:
+        if echo:
+            master.ask()
+        else:
+            master.expect_three()
+        child = master.open_pidfd(master.child)
+        master.kill()
+        master.expect_end()
+        wait_for(child)
+
+
+def test_role_when_daemon_survives_the_master_stays_with_it(helper, role):
+    with SpawnMaster(helper=helper, role=role, echo=True, dies=False) as master:
+        master.ask()
+        child = master.open_pidfd(master.child)
+        master.kill()
+        for _ in range(3):
+            master.ask()
+        assert not has_happened(child, timeout_ms=0)
+        master.stop_asking()
+        master.expect_end()
+        wait_for(child)
+
+
+def test_exec_when_master_is_killed_kills_the_daemon_itself(helper):
+    with SpawnMaster(helper=helper, echo=True) as master:
+        master.ask()
+        master.kill()
+        master.expect_end()
+
+
+def test_exec_when_daemon_survives_the_master_lives_on(helper):
+    with SpawnMaster(helper=helper, echo=True, dies=False) as master:
+        master.ask()
+        master.kill()
+        master.ask()
+        master.stop_asking()
+        master.expect_end()
