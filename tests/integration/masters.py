@@ -275,6 +275,11 @@ class Masters:
         """Return the cgroup directories of the instances that exist now."""
         return [path for path in self._instances if path.is_dir()]
 
+    def wait_orphans(self) -> None:
+        """Wait for the end of what masters that have ended left to us, such as their guards."""
+        known = {master.pid for master in self._masters}
+        assert not wait_children(self._before | known)
+
     def close(self) -> None:
         """End everything; raises AssertionError if something outlives its master."""
         for master in self._masters:

@@ -1,9 +1,19 @@
 """A reload: read and checked first, then everything that changed, and no two instances at once."""
 
+import os
 import signal
 import socket
 
-from masters import free_port, grow_file, is_alive, put_file, shown, wait_file, wait_gone
+from masters import (
+    free_port,
+    grow_file,
+    is_alive,
+    needs_root,
+    put_file,
+    shown,
+    wait_file,
+    wait_gone,
+)
 
 ONE = "attach-daemon2 = cmd=sleep 1000,name=one\n"
 TWO = "attach-daemon2 = cmd=sleep 1000,name=two\n"
@@ -232,4 +242,34 @@ def test_reload_keeps_the_relative_file_after_chdir(masters):
     masters.write(f"chdir = {elsewhere}\nattach-daemon2 = cmd={{D}}/show.py shown,name=one")
     reload(master)
     assert shown(wait_file(elsewhere / "shown"))["cwd"] == str(elsewhere)
+    assert master.stop() == 0
+
+
+def test_reload_keeps_a_relative_chdir(masters):
+    (masters.directory / "inner").mkdir()
+    master = masters.start("chdir = inner\n" + ONE)
+    reload(master)
+    reload(master)
+    assert os.readlink(f"/proc/{master.pid}/cwd") == str(masters.directory / "inner")
+    assert master.stop() == 0
+
+
+@needs_root
+def test_reload_of_a_dropped_master_that_was_started_in_a_closed_directory(masters, open_masters):
+    """As `cd /root; lowsuper /etc/x.ini`, where the new user cannot go back to."""
+    masters.directory.parent.chmod(0o700)
+    master = open_masters.start("uid = www-data\n" + ONE, cwd=masters.directory)
+    old = master.pid_of("one")
+    reload(master)
+    assert master.pid_of("one") != old
+    assert master.stop() == 0
+
+
+def test_reload_after_the_directory_of_the_start_was_removed(masters):
+    gone = masters.directory / "gone"
+    gone.mkdir()
+    master = masters.start(ONE, cwd=gone)
+    gone.rmdir()
+    reload(master)
+    assert is_alive(master.pid_of("one"))
     assert master.stop() == 0
