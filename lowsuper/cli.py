@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from lowsuper.errors import EXIT_OWN_FAILURE, ConfigError, LowsuperError
+from lowsuper.errors import EXIT_OWN_FAILURE, ConfigError, LowsuperError, PlanError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,11 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
-    except ConfigError as error:
-        from lowsuper.config.wording import format_problem
-
-        for problem in error.problems:
-            _complain(format_problem(problem))
+    except (ConfigError, PlanError) as error:
+        for line in _explain(error):
+            _complain(line)
         return error.exit_code
     except LowsuperError as error:
         _complain(str(error))
@@ -79,6 +77,13 @@ def _dispatch(words: list[str]) -> int:
             return _run(rest)
         case _:
             return _run(words)
+
+
+def _explain(error: ConfigError | PlanError) -> list[str]:
+    from lowsuper.config.wording import format_problem
+
+    problems = error.problems if isinstance(error, ConfigError) else (error.problem,)
+    return [format_problem(problem) for problem in problems]
 
 
 def _complain(text: str) -> None:
@@ -115,10 +120,10 @@ def _run(arguments: list[str]) -> int:
     def reload() -> MasterSpec | None:
         try:
             return load(True)
-        except ConfigError as error:
-            for problem in error.problems:
-                log.put(format_problem(problem))
-        except LowsuperError as error:
+        except (ConfigError, PlanError) as error:
+            for line in _explain(error):
+                log.put(line)
+        except (LowsuperError, OSError) as error:
             log.put(str(error))
         log.put("nothing was changed: the new configuration is not good")
         return None
@@ -144,14 +149,44 @@ def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
         from lowsuper.kernel.source import load_config
         from lowsuper.model import fill_in
 
-        here = os.getcwd()
-        os.chdir(start)
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            _enter_or_root(start)
             spec = fill_in(load_config(arguments, environ, is_reload=is_reload))
             resolve(spec)
             resolve_master(spec)
+            return spec.replace(chdir=_try_directory(spec, start))
         finally:
-            os.chdir(here)
-        return spec
+            os.fchdir(here)
+            os.close(here)
 
     return load
+
+
+def _enter_or_root(start: str) -> None:
+    """Go to where lowsuper was started; a user that it became since may not enter it."""
+    try:
+        os.chdir(start)
+    except OSError:
+        os.chdir("/")
+
+
+def _try_directory(spec: MasterSpec, start: str) -> str | None:
+    """Return the whole path of `chdir`, having entered it; None when nothing is to change.
+
+    Raises:
+        ConfigError: it cannot be entered.
+    """
+    if spec.chdir is None:
+        return None
+    path = os.path.join(start, spec.chdir)
+    try:
+        os.chdir(path)
+    except OSError as error:
+        from lowsuper.model import Origin, Problem
+
+        first = Origin(spec.files[0] if spec.files else "command line", 0, "chdir", spec.chdir)
+        origin = next((each for each in spec.origins if each.key == "chdir"), first)
+        reason = f"{path} cannot be entered: {error.strerror}"
+        raise ConfigError([Problem(origin, reason, advice="make it first")]) from None
+    return path

@@ -28,7 +28,21 @@ class MasterFifo:
         """Begin with no pipe; `callback` gets each byte as one character."""
         self._loop, self._callback = loop, callback
         self._fd = -1
+        self._path: str | None = None
         self._made: set[str] = set()
+
+    def use(self, paths: tuple[str, ...]) -> None:
+        """Keep to the selected pipe if it is one of these slots, else listen to the first.
+
+        Raises:
+            KernelError: it cannot be made.
+        """
+        if self._path in paths:
+            return
+        if paths:
+            self.select(paths[0])
+        else:
+            self._forget()
 
     def select(self, path: str) -> None:
         """Listen to the pipe at `path`, and to no other.
@@ -38,7 +52,7 @@ class MasterFifo:
         """
         fd = self._open(path)
         self._forget()
-        self._fd = fd
+        self._fd, self._path = fd, path
         self._loop.watch(fd, 1, self._on_bytes)
 
     def close(self, remove: bool) -> None:
@@ -72,7 +86,7 @@ class MasterFifo:
         if self._fd >= 0:
             self._loop.unwatch(self._fd)
             os.close(self._fd)
-            self._fd = -1
+            self._fd, self._path = -1, None
 
     def _on_bytes(self) -> None:
         fd = self._fd

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from lowsuper.errors import KernelError
+from lowsuper.errors import KernelError, PlanError
 from lowsuper.kernel.facts import resolve_identity
 from lowsuper.model import Origin
 
@@ -41,7 +41,15 @@ def resolve_master(spec: MasterSpec) -> Identity | None:
     if spec.master_as_root:
         return None
     origin = Origin(spec.files[0] if spec.files else "command line", 0, "uid", spec.user or "")
-    return resolve_identity(spec.user, spec.group, origin, add_groups=spec.add_groups)
+    try:
+        return resolve_identity(spec.user, spec.group, origin, add_groups=spec.add_groups)
+    except PlanError as error:
+        problem = error.problem
+        wanted = problem.origin.key, problem.origin.value
+        for place in spec.origins:
+            if (place.key, place.value) == wanted:
+                raise PlanError(problem.replace(origin=place)) from None
+        raise
 
 
 def become(identity: Identity) -> None:

@@ -103,10 +103,13 @@ class World:
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
-        self.use(spec)
+        self._adopt(spec)
         self._domains.prepare(spec)
-        if spec.master_fifo:
-            self._fifo.select(spec.master_fifo[0])
+        try:
+            self._fifo.use(spec.master_fifo)
+        except KernelError:
+            self._domains.close()
+            raise
 
     def run(self, supervisor: Supervisor) -> int:
         """Run until the master has finished; return the exit code."""
@@ -306,6 +309,13 @@ class World:
 
     def use(self, spec: MasterSpec) -> None:
         """Adopt a new configuration: identities, environment, directory, logs, watched files."""
+        self._adopt(spec)
+        try:
+            self._fifo.use(spec.master_fifo)
+        except KernelError as error:
+            self.say_line(str(error))
+
+    def _adopt(self, spec: MasterSpec) -> None:
         self._identities = resolve(spec)
         self._env = build_environment(self._inherited, spec.env)
         self._plans.clear()
