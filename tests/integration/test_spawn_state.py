@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
 import resource
 import signal
+import struct
+from errno import ENOSYS, EPERM
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from spawning import NULL, Run, has_happened, make_plan, read_all, read_exactly
+from spawning import NULL, Run, has_happened, in_child, make_plan, read_all, read_exactly
 
 from lowsuper.kernel import native, process, spawn
 from lowsuper.kernel.spawn import ExecOk
@@ -239,6 +243,48 @@ def test_cgroup_is_entered_on_every_way(cgroup, still, way, self_write):
     assert spawner.way == (spawn.CLONE if way == spawn.CLONE else spawn.CLONE3)
     spawner.close()
     os.close(directory)
+
+
+def refuse_clone3(errno: int) -> None:
+    """Install the seccomp filter of a container that knows nothing of clone3. See seccomp(2)."""
+    clone3, allow, refuse = 435, 0x7FFF0000, 0x00050000 | errno
+    load, equal, result = 0x20, 0x15, 0x06  # of the number; BPF_JEQ; BPF_RET
+    program = struct.pack(
+        "HBBI" * 4, load, 0, 0, 0, equal, 0, 1, clone3, result, 0, 0, refuse, result, 0, 0, allow
+    )
+    buffer = ctypes.create_string_buffer(program)
+    header = struct.pack("HxxxxxxQ", 4, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, header, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+
+@pytest.mark.parametrize("errno", [ENOSYS, EPERM])
+def test_cgroup_when_clone3_is_refused_is_entered_by_the_helper(cgroup, still, errno):
+    def act():
+        refuse_clone3(errno)
+        spawner = spawn.Spawner()
+        answer = spawner.probe_into_cgroup(directory)
+        with Run(spawner, make_plan(still), leaf_fd=directory) as run:
+            outcome = run.outcome()
+            members = Path(cgroup, "cgroup.procs").read_text() == f"{run.child.pid}\n"
+        return answer, outcome, members, spawner.way
+
+    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    assert in_child(act) == (False, ExecOk(), True, spawn.CLONE)
+    os.close(directory)
+
+
+def test_fds_when_source_is_high_reaches_the_helper(spawner, still):
+    # Stage 1 gives the helper no more descriptors than it must.
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 700)
+    with Run(spawner, make_plan(still, fds=(FdSource(900, high), FdSource(0, 0)))) as run:
+        assert run.outcome() == ExecOk()
+        assert files_of(run.child.pid) == {0: identity(0), 900: identity(writer)}
+        assert identity(high) == identity(writer)
+    for fd in (reader, writer, high):
+        os.close(fd)
 
 
 def test_probe_says_whether_a_child_can_be_born_in_a_cgroup(cgroup, still):
