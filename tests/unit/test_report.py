@@ -1,0 +1,233 @@
+"""The lines that an operator reads."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from lowsuper import events, machine
+from lowsuper.events import (
+    AllStarted,
+    DaemonDied,
+    DaemonEnding,
+    DaemonGone,
+    DaemonKilled,
+    DaemonNotStarted,
+    DaemonSlow,
+    DaemonStarted,
+    DaemonStuck,
+    HookFailed,
+    HookRuns,
+    MasterEnds,
+    MasterIgnores,
+    MasterKills,
+    MasterReloaded,
+    MasterReloads,
+    MasterStops,
+    SpawnFailed,
+)
+from lowsuper.machine import Backoff, Broken, Down, Starting, Stopping, Up
+from lowsuper.report import (
+    describe_state,
+    format_duration,
+    format_note,
+    format_signal,
+    format_status,
+)
+from lowsuper.units import SECOND
+
+MS = SECOND // 1000
+CORE = 11 | 0x80
+
+LINES = [
+    (
+        DaemonStarted("web", 77, 33, 34, "cgroup"),
+        "web: started, pid 77, uid 33, gid 34, kill domain cgroup",
+    ),
+    (
+        DaemonNotStarted("web", "chdir", 2, "/srv", 4 * SECOND),
+        "web: chdir /srv: No such file or directory; next try in 4 s",
+    ),
+    (
+        DaemonNotStarted("web", "chdir", 2, "/srv", 0),
+        "web: chdir /srv: No such file or directory; starting again",
+    ),
+    (
+        DaemonNotStarted("web", "clone", 11, "", None),
+        (
+            "web: clone: Resource temporarily unavailable (the limit of processes is reached "
+            "(ulimit -u, pids.max, kernel.pid_max)); not tried again"
+        ),
+    ),
+    (
+        DaemonNotStarted("web", "execve", 2, "/x", SECOND),
+        (
+            "web: execve /x: No such file or directory (there is no such program, or the "
+            "interpreter in its first line is missing); next try in 1 s"
+        ),
+    ),
+    (
+        DaemonNotStarted("web", "", 0, "", SECOND),
+        "web: killed before its program could run; next try in 1 s",
+    ),
+    (
+        DaemonDied("web", 77, 3 << 8, 5200 * MS, False, SECOND, False),
+        "web: pid 77 exited with 3 after 5.2 s; next try in 1 s",
+    ),
+    (
+        DaemonDied("web", 77, CORE, 61 * SECOND, False, 0, False),
+        "web: pid 77 was killed by SIGSEGV (11) (core dumped) after 1 min 1 s; starting again",
+    ),
+    (
+        DaemonDied("web", 0, 9, 0, False, SECOND, False),
+        "web: was killed by SIGKILL (9) after 0 ms; next try in 1 s",
+    ),
+    (
+        DaemonDied("web", 77, 0, 0, True, SECOND, False),
+        "web: pid 77 exited with 0 after 0 ms and left processes behind: ending them first",
+    ),
+    (
+        DaemonDied("web", 77, 0, 0, False, None, True),
+        "web: pid 77 exited with 0 after 0 ms; it is a control daemon, so the master ends with it",
+    ),
+    (
+        DaemonEnding("web", 77, 15, 8 * SECOND, "touch /x"),
+        "web: touch /x: SIGTERM (15) to pid 77, SIGKILL in 8 s",
+    ),
+    (DaemonKilled("web", 77, 0), "web: SIGKILL to all of it"),
+    (DaemonKilled("web", 77, 8 * SECOND), "web: still there after 8 s: SIGKILL to all of it"),
+    (
+        DaemonGone("web", 77, 15, 340 * MS),
+        "web: pid 77 was killed by SIGTERM (15), nothing left after 340 ms",
+    ),
+    (DaemonGone("web", 0, None, 0), "web: ended, nothing left after 0 ms"),
+    (
+        DaemonStuck("web", 77, 18 * SECOND, False),
+        (
+            "web: pid 77 is still there 18 s after it was to end, in spite of SIGKILL "
+            "(a dead disk or network file system?)"
+        ),
+    ),
+    (
+        DaemonStuck("web", 0, 28 * SECOND, True),
+        (
+            "web: is still there 28 s after it was to end, in spite of SIGKILL "
+            "(a dead disk or network file system?); given up"
+        ),
+    ),
+    (
+        DaemonSlow("web", 10 * SECOND),
+        (
+            "web: has been starting for 10 s without reaching its program "
+            "(a dead network file system?)"
+        ),
+    ),
+    (HookRuns("as-root", "mount -a"), "exec-as-root: mount -a"),
+    (HookFailed("asap", "x", 256, True), "exec-asap: x: exited with 1; giving up"),
+    (HookFailed("asap", "x", -1, True), "exec-asap: x: could not be started; giving up"),
+    (
+        HookFailed("as-user-atexit", "x", 9, False),
+        "exec-as-user-atexit: x: was killed by SIGKILL (9)",
+    ),
+    (AllStarted(1, 0, 20 * MS), "ready: 1 daemon up after 20 ms"),
+    (
+        AllStarted(3, 1, 2 * SECOND),
+        "ready: 2 daemons up after 2 s, 1 could not be started yet",
+    ),
+    (MasterStops("SIGTERM", 1), "SIGTERM: stopping 1 daemon"),
+    (MasterStops("c has ended", 0), "c has ended: stopping 0 daemons"),
+    (MasterKills("SIGINT"), "SIGINT again: SIGKILL to everything"),
+    (MasterReloads("SIGHUP", False), "SIGHUP: reloading"),
+    (MasterReloads("master-fifo R", True), "master-fifo R: reloading without waiting for anybody"),
+    (MasterReloaded(3 * SECOND), "reloaded in 3 s"),
+    (
+        MasterIgnores("reload (SIGHUP)", "it is stopping"),
+        "reload (SIGHUP): ignored, it is stopping",
+    ),
+    (MasterEnds(3), "everything has ended; exit status 3"),
+]
+
+
+@pytest.mark.parametrize(("note", "line"), LINES, ids=lambda value: type(value).__name__)
+def test_note_reads_as_one_line(note, line):
+    assert format_note(note) == line
+    assert "\n" not in line
+
+
+def test_lines_has_every_note():
+    assert {type(note) for note, _ in LINES} == set(get_args(events.Note))
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [
+        (0, "0 ms"),
+        (MS - 1, "0 ms"),
+        (SECOND - 1, "999 ms"),
+        (SECOND, "1 s"),
+        (1050 * MS, "1 s"),
+        (1100 * MS, "1.1 s"),
+        (60 * SECOND - 1, "59.9 s"),
+        (60 * SECOND, "1 min 0 s"),
+        (3599 * SECOND, "59 min 59 s"),
+        (3600 * SECOND, "1 h 0 min"),
+        (86399 * SECOND, "23 h 59 min"),
+        (86400 * SECOND, "1 d 0 h"),
+        (400 * 86400 * SECOND, "400 d 0 h"),
+    ],
+)
+def test_duration_reads_as_people_write_it(time, text):
+    assert format_duration(time) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (1, "SIGHUP (1)"),
+        (9, "SIGKILL (9)"),
+        (17, "SIGCHLD (17)"),
+        (34, "SIGRTMIN (34)"),
+        (37, "SIGRTMIN+3 (37)"),
+        (0, "signal 0"),
+        (32, "signal 32"),
+        (99, "signal 99"),
+    ],
+)
+def test_signal_reads_with_its_name(number, text):
+    assert format_signal(number) == text
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (None, "ended"),
+        (0, "exited with 0"),
+        (255 << 8, "exited with 255"),
+        (6 | 0x80, "was killed by SIGABRT (6) (core dumped)"),
+        (64, "was killed by SIGRTMIN+30 (64)"),
+    ],
+)
+def test_status_reads_as_words(status, text):
+    assert format_status(status) == text
+
+
+STATES = [
+    (Down(3), "down"),
+    (Starting(1, 0, 1), "starting for 5 s"),
+    (Broken(1, 0, 1, SpawnFailed(1, "x", 2, "", True)), "start failed"),
+    (Up(1, 0, 1, 77), "up, pid 77, for 5 s"),
+    (Stopping(1, SECOND, 0, 0, 1, 77, "down"), "stopping, pid 77 for 4 s"),
+    (Stopping(1, SECOND, 0, 0, 1, 0, "down"), "stopping, for 4 s"),
+    (Backoff(1, 1, 7 * SECOND), "waiting, next try in 2 s"),
+    (Backoff(1, 1, SECOND), "waiting, next try in 0 ms"),
+]
+
+
+@pytest.mark.parametrize(("state", "text"), STATES)
+def test_state_reads_in_a_few_words(state, text):
+    assert describe_state(state, 5 * SECOND) == text
+
+
+def test_states_has_every_state():
+    assert {type(state) for state, _ in STATES} == set(get_args(machine.State))
