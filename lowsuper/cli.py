@@ -149,16 +149,21 @@ def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
         from lowsuper.kernel.source import load_config
         from lowsuper.model import fill_in
 
-        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _enter_or_root(start)
+            here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            here = -1  # a user that we became since may not enter it, but is in it
+        try:
+            if here >= 0:
+                _enter_or_root(start)
             spec = fill_in(load_config(arguments, environ, is_reload=is_reload))
             resolve(spec)
             resolve_master(spec)
             return spec.replace(chdir=_try_directory(spec, start))
         finally:
-            os.fchdir(here)
-            os.close(here)
+            if here >= 0:
+                os.fchdir(here)
+                os.close(here)
 
     return load
 
