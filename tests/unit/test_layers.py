@@ -1,0 +1,211 @@
+"""Imports point only down, and pure modules reach for nothing outside.
+
+`MAY_IMPORT` is the architecture: a module, or a package for all of its modules, and what it may
+import when it runs. `typing` lists what only the type checker follows upwards.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2] / "lowsuper"
+
+MAY_IMPORT = {
+    # Values.
+    "record": "",
+    "units": "",
+    "errors": "",
+    "model": "record units",
+    "events": "record units",
+    # Decisions.
+    "backoff": "units",
+    "machine": "backoff errors events record units",
+    "master": "errors events machine record units",
+    "state": "machine record",
+    "report": "errors events machine units",
+    "plan": "record",
+    "command": "model record",
+    "config": "command errors model record units config",
+    # The world.
+    "kernel": "errors events plan record units kernel",
+    "kernel.source": "config",
+    "kernel.facts": "errors model plan units",
+    "kernel.privilege": "errors model plan kernel.facts",
+    "kernel.world": "errors events plan report kernel",
+    "kernel.native": "errors record _native",
+    # The program.
+    "supervisor": "errors events machine master",
+    "check": "command config errors kernel.facts kernel.source model plan",
+    "cli": "check config.wording errors events kernel model supervisor",
+    "__main__": "cli",
+    "__init__": "",
+}
+UPWARDS_FOR_TYPES = {
+    "errors": "model",
+    "machine": "model",
+    "master": "model",
+    "state": "",
+    "plan": "model",
+    "kernel": "model",
+    "kernel.world": "machine model supervisor units",
+    "supervisor": "model units",
+}
+
+PURE = {
+    *("record", "units", "errors", "model", "events", "backoff", "machine", "master", "state"),
+    *("report", "plan", "command", "config", "supervisor"),
+}
+STDLIB_OF_PURE = {"_collections", "_signal", "collections"}
+STDLIB_OF_PURE_BY_MODULE = {"config.logic": {"re"}}
+STDLIB_OF_PURE_WHEN_CALLED = {"difflib", "json", "os.strerror"}  # where something is wrong already
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+class Imports(ast.NodeVisitor):
+    """What a module imports: at once, when a function is called, and for types only."""
+
+    def __init__(self):
+        self.found = {"now": set(), "called": set(), "types": set()}
+        self.when = "now"
+
+    def visit_If(self, node):
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            self._visit_as("types", node.body)
+            self._visit_as(self.when, node.orelse)
+        else:
+            self.generic_visit(node)
+
+    def visit_FunctionDef(self, node):
+        self._visit_as("called" if self.when == "now" else self.when, node.body)
+
+    def visit_Import(self, node):
+        self.found[self.when].update(alias.name for alias in node.names)
+
+    def visit_ImportFrom(self, node):
+        assert node.level == 0, "imports are absolute"
+        self.found[self.when].update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    def _visit_as(self, when, nodes):
+        before, self.when = self.when, when
+        for node in nodes:
+            self.visit(node)
+        self.when = before
+
+
+@functools.cache
+def read_imports(name):
+    visitor = Imports()
+    visitor.visit(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+    return visitor.found
+
+
+def own(imports):
+    """The modules of ours among the imports."""
+    found = set()
+    for text in imports:
+        first, _, rest = text.partition(".")
+        if first != "lowsuper":
+            continue
+        while rest and rest not in MODULES and rest != "_native":
+            rest = rest.rpartition(".")[0]
+        found.add(rest or "__init__")
+    return found
+
+
+def foreign(imports):
+    return {text for text in imports if text.partition(".")[0] not in ("lowsuper", "__future__")}
+
+
+def row(table, name):
+    package = name.partition(".")[0]
+    return table[name] if name in table else table.get(package, "")
+
+
+def allows(words, target):
+    return any(target == word or target.startswith(f"{word}.") for word in words.split())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_only_what_lies_below(name):
+    imports = read_imports(name)
+    allowed = row(MAY_IMPORT, name)
+    upwards = [
+        target for target in own(imports["now"] | imports["called"]) if not allows(allowed, target)
+    ]
+    assert upwards == []
+    for_types = f"{allowed} {row(UPWARDS_FOR_TYPES, name)}"
+    assert [target for target in own(imports["types"]) if not allows(for_types, target)] == []
+
+
+def test_table_has_every_module_and_no_other():
+    assert {name for name in MODULES if not row_exists(name)} == set()
+    packages = {name.partition(".")[0] for name in MODULES}
+    assert (
+        MAY_IMPORT.keys() | UPWARDS_FOR_TYPES.keys() | PURE
+    ) - MODULES.keys() - packages == set()
+
+
+def row_exists(name):
+    return name in MAY_IMPORT or name.partition(".")[0] in MAY_IMPORT
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_table_allows_nothing_that_is_not_used(name):
+    members = [
+        other
+        for other in MODULES
+        if other == name or row(MAY_IMPORT, other) == row(MAY_IMPORT, name)
+    ]
+    used = set()
+    for member in members:
+        imports = read_imports(member)
+        used |= own(imports["now"] | imports["called"] | imports["types"])
+    assert [
+        word for word in MAY_IMPORT[name].split() if not any(allows(word, t) for t in used)
+    ] == []
+
+
+def test_imports_have_no_circle():
+    graph = {name: own(read_imports(name)["now"]) - {"_native"} for name in MODULES}
+    for name, targets in graph.items():
+        seen, ahead = set(), set(targets)
+        while ahead:
+            target = ahead.pop()
+            seen.add(target)
+            ahead |= graph[target] - seen
+        # What a package takes from itself when it is imported is its modules.
+        assert name not in seen - {"config"}, f"{name} imports itself by way of others"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if name in PURE or name.partition(".")[0] in PURE]
+)
+def test_pure_module_reaches_for_nothing_outside(name):
+    imports = read_imports(name)
+    allowed = STDLIB_OF_PURE | STDLIB_OF_PURE_BY_MODULE.get(name, set())
+    assert {text.partition(".")[0] for text in foreign(imports["now"])} <= allowed
+    lazy = {
+        text if text.startswith("os.") else text.partition(".")[0]
+        for text in foreign(imports["called"])
+    }
+    assert lazy <= STDLIB_OF_PURE_WHEN_CALLED | allowed
+
+
+def test_extension_is_imported_in_one_place():
+    users = [
+        name
+        for name in MODULES
+        if "_native" in own(read_imports(name)["now"] | read_imports(name)["called"])
+    ]
+    assert users == ["kernel.native"]
