@@ -41,6 +41,7 @@ See lowsuper(8) and lowsuper.conf(5).
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with the given arguments, or those of the process; return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _fill_standard_descriptors()
     try:
         return _dispatch(words)
     except (ConfigError, PlanError) as error:
@@ -86,8 +87,17 @@ def _explain(error: ConfigError | PlanError) -> list[str]:
     return [format_problem(problem) for problem in problems]
 
 
+def _fill_standard_descriptors() -> None:
+    """See that 0, 1 and 2 are open: what is opened next must not become a daemon's output."""
+    fd = os.open("/dev/null", os.O_RDWR)
+    while fd <= 2:
+        fd = os.open("/dev/null", os.O_RDWR)
+    os.close(fd)
+
+
 def _complain(text: str) -> None:
-    sys.stderr.write(f"lowsuper: {text}\n")
+    # Not sys.stderr, which is None if 2 was closed.
+    os.write(2, f"lowsuper: {text}\n".encode("utf-8", "backslashreplace"))
 
 
 def _run(arguments: list[str]) -> int:
@@ -110,7 +120,8 @@ def _run(arguments: list[str]) -> int:
     from lowsuper.supervisor import Supervisor
 
     log = Log(spec.log_date)
-    path = background or spec.logto
+    drops = not spec.master_as_root and (spec.user is not None or spec.group is not None)
+    path = background or (spec.logto if drops else spec.logto2 or spec.logto)
     for notice in spec.notices:
         log.put(format_problem(notice))
     if path:
@@ -119,12 +130,16 @@ def _run(arguments: list[str]) -> int:
 
     def reload() -> MasterSpec | None:
         try:
-            return load(True)
+            new = load(True)
+            path = background or new.logto2 or new.logto
+            log.use(path and os.path.join(start, path), new.log_date)
         except (ConfigError, PlanError) as error:
             for line in _explain(error):
                 log.put(line)
         except (LowsuperError, OSError) as error:
             log.put(str(error))
+        else:
+            return new
         log.put("nothing was changed: the new configuration is not good")
         return None
 

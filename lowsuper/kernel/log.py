@@ -62,6 +62,16 @@ class Log:
         self._sink.redirect(2)
         self._path = path
 
+    def use(self, path: str | None, date_format: str | None) -> None:
+        """Take what a new configuration says; without a path the file stays what it is.
+
+        Raises:
+            KernelError: the file cannot be opened; nothing has changed.
+        """
+        if path is not None and os.path.abspath(path) != self._path:
+            self.open(path)
+        self.date_format = date_format
+
     def reopen(self, rotate: bool) -> None:
         """Open the log file again, for log rotation; with `rotate` move the old one aside first.
 

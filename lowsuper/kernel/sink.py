@@ -73,8 +73,9 @@ class Sink:
                 self._left += text
         while self._left:
             written = self._write(self._left)
-            if written < 0:
-                self._wait()
+            if written <= 0:
+                if written < 0:
+                    self._wait()
                 return
             self._left = self._left[written:]
             if not self._left and self._dropped:
@@ -82,7 +83,7 @@ class Sink:
                 self._dropped = 0
 
     def _write(self, text: bytes) -> int:
-        """Return how much was written, or -1 when the reader is not ready."""
+        """Return how much was written; -1: the reader is not ready, 0: it is gone for now."""
         try:
             if self._socket is not None:
                 return self._socket.send(text, MSG_DONTWAIT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+from errno import EMFILE
 from time import monotonic_ns
 
 from lowsuper import report
@@ -99,6 +100,7 @@ class World:
         log.attach(self._loop)
         self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._limits = raise_file_limit()
+        self._first_reserved = first_reserved_fd()
         self._spawner = Spawner()
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
@@ -189,6 +191,7 @@ class World:
             leaf = before.take_leaf()
             self._over.append(before)
         try:
+            self._keep_reserve()
             _, plan, packed, rung = self._prepare(spec)
             if rung == "cgroup":
                 leaf = leaf or self._domains.make_leaf(f"{name}.{run}")
@@ -217,6 +220,17 @@ class World:
         self._lives[name] = life
         self._children[child.pid] = life.on_exit
         return None
+
+    def _keep_reserve(self) -> None:
+        """Refuse a start that would leave the master too few descriptors to end what it has.
+
+        Raises:
+            OSError: EMFILE. The kernel gives the lowest free number.
+        """
+        fd = os.dup(self._null_fd)
+        os.close(fd)
+        if fd >= self._first_reserved:
+            raise KernelError("spawn", EMFILE, "", "raise the hard limit of open files")
 
     def _prepare(self, spec: DaemonSpec) -> Prepared:
         """Return the plan of a daemon, its bytes, and the rung of its kill domain, made once."""
@@ -418,6 +432,14 @@ def set_title(spec: MasterSpec) -> None:
 
     title = spec.procname_master or "lowsuper master"
     prctl.set_proctitle(f"{spec.procname_prefix}{title}{spec.procname_append}")
+
+
+def first_reserved_fd() -> int:
+    """Return the descriptor from which on no daemon is started any more."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 30 if limit < 0 else limit - min(32, limit // 4)
 
 
 def raise_file_limit() -> tuple[Limit, ...]:
