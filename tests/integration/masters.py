@@ -216,6 +216,16 @@ class Master:
         self.signal(signal.SIGKILL)
         self._process.wait()
 
+    def kill_if_alive(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.kill()
+
+    def wait_end_of_output(self, timeout: float = DEADLINE) -> None:
+        """Wait until nobody holds its standard output any more."""
+        end = time.monotonic() + timeout
+        while self._read(end - time.monotonic()):
+            assert time.monotonic() < end, "somebody holds the output"
+
     def close(self) -> None:
         """End it if it still runs; its daemons die with it."""
         with contextlib.suppress(ProcessLookupError):
@@ -274,6 +284,13 @@ class Masters:
     def cgroups(self) -> list[Path]:
         """Return the cgroup directories of the instances that exist now."""
         return [path for path in self._instances if path.is_dir()]
+
+    def end(self) -> None:
+        """Kill every master and wait until nothing of them is left."""
+        for master in self._masters:
+            master.kill_if_alive()
+            master.wait_family_gone()
+        self.wait_orphans()
 
     def wait_orphans(self) -> None:
         """Wait for the end of what masters that have ended left to us, such as their guards."""
