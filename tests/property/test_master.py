@@ -1,0 +1,283 @@
+"""Whatever the operator and the daemons do, the master starts, replaces and ends them in order."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lowsuper import events, master
+from lowsuper.events import (
+    Announce,
+    Boot,
+    DaemonDown,
+    DaemonEnded,
+    DaemonSettled,
+    DropPrivileges,
+    FifoByte,
+    Finish,
+    Forget,
+    HookEnded,
+    Kill,
+    KillHook,
+    LoadConfig,
+    Loaded,
+    LoadRefused,
+    Reload,
+    ReloadTouched,
+    RunHook,
+    Signalled,
+    Start,
+    Stop,
+    Tell,
+    TellAll,
+)
+from lowsuper.machine import Backoff, Down, Starting, Stopping, Up
+from lowsuper.master import BOOTING, ENDED, RELOADING, RUNNING, STOPPING, Master, step
+from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec, Origin
+from lowsuper.state import dump, load
+
+ORIGIN = Origin("f", 1, "", "")
+NAMES = "abcd"
+PHASES = ("asap", "as-root", "as-user", "as-user-atexit")
+SIGNALS = st.sampled_from([1, 2, 3, 10, 12, 15])
+
+
+def build_spec(names, hooks, **fields):
+    daemons = tuple(
+        DaemonSpec(name, Command(name, (name,)), ORIGIN, after=tuple(names[:1]) if late else ())
+        for index, name in enumerate(names)
+        for late in [index > 1]
+    )
+    command = Command("h", ("h",))
+    return MasterSpec(
+        "m", daemons=daemons, hooks=tuple(Hook(phase, command, ORIGIN) for phase in hooks), **fields
+    )
+
+
+SPECS = st.builds(
+    build_spec,
+    st.lists(st.sampled_from(NAMES), unique=True),
+    st.lists(st.sampled_from(PHASES), max_size=3),
+    user=st.sampled_from([None, "www"]),
+    die_on_term=st.booleans(),
+    exit_on_reload=st.sampled_from([False, False, False, True]),
+)
+UP = Up(1, 0, 1, 7)
+STATES = st.sampled_from([Down(), Starting(1, 0, 1), UP, Stopping(1, 0, 0, 0, 1, 7, "down")])
+TASKS = st.sampled_from(["pidfiles", "drop", "pidfiles2", "start", "drain", "started", "finish"])
+MASTERS = st.builds(
+    Master,
+    phase=st.sampled_from([BOOTING, RUNNING, RELOADING, STOPPING, ENDED]),
+    todo=st.lists(TASKS, max_size=4).map(tuple),
+    hook=st.none() | st.just(0),
+    alive=st.integers(0, 4),
+    unsettled=st.integers(0, 4),
+    failed=st.integers(0, 4),
+    dropped=st.booleans(),
+    loading=st.booleans(),
+    brutal=st.booleans(),
+    again=st.booleans(),
+    asked=st.booleans(),
+    impatient=st.booleans(),
+    code=st.sampled_from([0, 1, 125]),
+)
+EVENTS = st.one_of(
+    st.sampled_from([Boot(), ReloadTouched("/"), Loaded(), LoadRefused()]),
+    st.builds(Signalled, st.integers(1, 64)),
+    st.builds(FifoByte, st.characters(max_codepoint=255)),
+    st.builds(HookEnded, st.just(0), st.sampled_from([0, 9, 256, -1])),
+    st.builds(DaemonSettled, st.sampled_from(NAMES), st.booleans(), st.booleans()),
+    st.builds(DaemonDown, st.sampled_from(NAMES), st.booleans()),
+    st.builds(DaemonEnded, st.sampled_from(NAMES), st.integers(0, 65535)),
+)
+
+
+@given(SPECS, MASTERS, EVENTS, st.dictionaries(st.sampled_from(NAMES), STATES))
+@settings(max_examples=500, deadline=None)
+def test_step_is_total_and_deterministic(spec, state, event, daemons):
+    if isinstance(event, HookEnded) and not spec.hooks:
+        return
+    first = step(spec, state, event, daemons, 5)
+    assert first == step(spec, state, event, daemons, 5)
+    after, actions = first
+    assert isinstance(after, Master)
+    assert all(isinstance(action, get_args(events.MasterAction)) for action in actions)
+    assert load(json.loads(json.dumps(dump(after))), (Master,)) == after
+    if isinstance(event, Boot) or {"start", "started"} & set(state.todo):
+        return  # none of these comes when it stops
+    if state.phase in (STOPPING, ENDED):
+        assert not [a for a in actions if isinstance(a, Tell | LoadConfig)]
+
+
+class MasterMachine(RuleBasedStateMachine):
+    """A master and daemons that are each down, coming up, up, or going down."""
+
+    @initialize(spec=SPECS)
+    def begin(self, spec):
+        self.spec, self.next_spec, self.now = spec, spec, 0
+        self.state = Master()
+        self.daemons = dict.fromkeys((d.name for d in spec.daemons), Down())
+        self.first = set()  # whose first attempt is not settled
+        self.hook = None
+        self.code = None
+        self.stopped = self.dropped = False
+        self.announced = 0
+        self.trace = []
+        self.send(Boot())
+
+    def send(self, event):
+        daemons = dict(self.daemons)
+        self.trace.append((self.spec, event, daemons, self.now))
+        self.state, actions = step(self.spec, self.state, event, daemons, self.now)
+        for action in actions:
+            self.perform(action)
+
+    def perform(self, action):  # noqa: C901
+        assert self.code is None, "after the end"
+        match action:
+            case Tell(name=name, event=Start()):
+                assert not self.stopped, "started while it stops"
+                assert isinstance(self.daemons[name], Down), "started beside itself"
+                assert self.hook is None
+                self.daemons[name] = Starting(1, 0, 1, first=True)
+                self.first.add(name)
+            case TellAll(event=Stop() | Reload() | Kill()):
+                for name, state in self.daemons.items():
+                    if not isinstance(state, Down):
+                        self.daemons[name] = Stopping(1, 0, 0, 0, 1, 7, "down")
+                        # What is stopped before it was up has failed.
+            case Forget(name=name):
+                assert isinstance(self.daemons.pop(name), Down)
+                assert name not in {daemon.name for daemon in self.spec.daemons}
+            case RunHook(index=index):
+                assert self.hook is None, "two hooks at once"
+                hook = self.spec.hooks[index]
+                assert (hook.phase == "as-user-atexit") == self.stopped
+                if hook.phase.startswith("as-user") and self.spec.user and not self.reloaded:
+                    assert self.dropped, "the user's hook as root"
+                self.hook = index
+            case KillHook():
+                assert self.hook is not None
+            case LoadConfig():
+                assert not self.stopped
+                self.loading = True
+            case DropPrivileges():
+                assert not self.dropped
+                self.dropped = True
+            case Announce():
+                self.announced += 1
+            case Finish():
+                assert self.stopped
+                assert self.hook is None
+                assert all(isinstance(state, Down) for state in self.daemons.values())
+                self.code = action.code
+            case _:
+                pass
+        self.stopped = self.stopped or self.state.phase in (STOPPING, ENDED)
+
+    loading = reloaded = False
+
+    def ask(self, event):
+        self.send(event)
+        while self.loading:
+            self.loading = False
+            if self.next_spec is None:
+                self.send(LoadRefused())
+                continue
+            before = self.spec
+            self.spec, self.reloaded = self.next_spec, True
+            placed = {d.name: self.daemons.get(d.name, Down()) for d in self.spec.daemons}
+            self.daemons = placed | {
+                name: state for name, state in self.daemons.items() if name not in placed
+            }
+            assert before is not None
+            self.send(Loaded())
+
+    @precondition(lambda self: self.code is None)
+    @rule(signal=SIGNALS)
+    def signal(self, signal):
+        self.ask(Signalled(signal))
+
+    @precondition(lambda self: self.code is None)
+    @rule(command=st.sampled_from("qQrRslLpP07x"))
+    def fifo(self, command):
+        self.ask(FifoByte(command))
+
+    @rule(spec=st.none() | SPECS)
+    def edit(self, spec):
+        self.next_spec = spec
+
+    @precondition(lambda self: self.hook is not None)
+    @rule(status=st.sampled_from([0, 0, 0, 256, -1]))
+    def end_hook(self, status):
+        index, self.hook = self.hook, None
+        self.ask(HookEnded(index, status))
+
+    @rule(data=st.data(), ok=st.booleans())
+    def settle(self, data, ok):
+        coming = [name for name, s in self.daemons.items() if isinstance(s, Starting | Backoff)]
+        if coming:
+            name = data.draw(st.sampled_from(coming))
+            self.daemons[name] = UP if ok else Backoff(1, 1, 9)
+            first = name in self.first
+            self.first.discard(name)
+            if ok or first:
+                self.ask(DaemonSettled(name, ok, first))
+
+    @rule(data=st.data(), abandoned=st.sampled_from([False, False, True]))
+    def go_down(self, data, abandoned):
+        going = [name for name, state in self.daemons.items() if isinstance(state, Stopping)]
+        if going:
+            name = data.draw(st.sampled_from(going))
+            if name in self.first:
+                self.first.discard(name)
+                self.ask(DaemonSettled(name, ok=False, first=True))
+            self.daemons[name] = Down(1)
+            self.ask(DaemonDown(name, abandoned and self.stopped))
+
+    @rule(data=st.data(), status=st.sampled_from([0, 256, 9]))
+    def control_ends(self, data, status):
+        up = [name for name, state in self.daemons.items() if isinstance(state, Up)]
+        if up:
+            name = data.draw(st.sampled_from(up))
+            self.daemons[name] = Down(1)
+            self.ask(DaemonEnded(name, status))
+            self.ask(DaemonDown(name))
+
+    @invariant()
+    def books_are_right(self):
+        if hasattr(self, "state"):
+            alive = sum(not isinstance(state, Down) for state in self.daemons.values())
+            assert self.state.alive == alive
+            assert self.state.hook == self.hook
+            assert self.announced <= 1
+
+    @invariant()
+    def nothing_is_forgotten(self):
+        """With nothing under way the master rests: it runs with all daemons up, or it ended."""
+        if not hasattr(self, "state") or self.hook is not None:
+            return
+        kinds = {type(state) for state in self.daemons.values()}
+        if kinds & {Starting, Stopping, Backoff}:
+            return
+        if self.state.phase == STOPPING:
+            assert Up in kinds, "it waits for nothing"
+        elif self.state.phase != ENDED:
+            assert self.state.phase == RUNNING, self.state
+            wanted = {daemon.name for daemon in self.spec.daemons}
+            assert wanted == {name for name, s in self.daemons.items() if isinstance(s, Up)}
+
+    def teardown(self):
+        if hasattr(self, "trace"):
+            state = Master()
+            for spec, event, daemons, now in self.trace:
+                state, _ = master.step(spec, state, event, daemons, now)
+            assert state == self.state
+
+
+MasterMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestMasterMachine = MasterMachine.TestCase

@@ -1,0 +1,73 @@
+"""Plans hold every byte that they are given, and no more."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowsuper.model import Command, EnvChange
+from lowsuper.plan import (
+    OWN_PREFIX,
+    OWN_VARIABLES,
+    FdSource,
+    Identity,
+    build_environment,
+    build_plan,
+    describe_step,
+    encode,
+)
+
+NAMES = st.text("ABC_x", min_size=1, max_size=4) | st.sampled_from(
+    sorted(OWN_VARIABLES | {"PATH", "HOME", "USER", OWN_PREFIX + "X"})
+)
+BYTES = st.binary(max_size=12).filter(lambda value: b"\0" not in value)
+TEXTS = BYTES.map(lambda value: value.decode("utf-8", "surrogateescape"))
+ENVIRONMENTS = st.dictionaries(NAMES, TEXTS, max_size=6)
+CHANGES = st.lists(st.builds(EnvChange, NAMES, st.none() | TEXTS), max_size=8)
+FDS = st.lists(
+    st.builds(FdSource, target=st.integers(0, 20), fd=st.integers(-1, 99), path=BYTES),
+    unique_by=lambda source: source.target,
+    max_size=6,
+).map(tuple)
+
+
+@given(BYTES)
+def test_encode_keeps_every_byte(value):
+    assert encode(value.decode("utf-8", "surrogateescape")) == value
+
+
+@given(ENVIRONMENTS, CHANGES)
+def test_environment_has_the_last_word_of_the_file(inherited, changes):
+    result = build_environment(inherited, changes).variables
+    last = {change.name: change.value for change in changes}
+    for name, value in last.items():
+        assert result.get(name) == value
+    for name, value in inherited.items():
+        is_own = name in OWN_VARIABLES or name.startswith(OWN_PREFIX)
+        if name not in last:
+            assert result.get(name) == (None if is_own else value)
+    assert result.keys() <= inherited.keys() | last.keys()
+
+
+@given(ENVIRONMENTS, st.lists(TEXTS, min_size=1, max_size=4), FDS, st.booleans(), st.integers(0, 9))
+def test_plan_holds_what_it_was_given(inherited, words, fds, named, arg):
+    env = build_environment(inherited, ())
+    identity = Identity(1, 2, (3,), "name" if named else "", "/home")
+    command = Command(" ".join(words), tuple(words))
+    plan = build_plan("d", command, env, identity=identity, fds=fds)
+    assert plan.argv == tuple(map(encode, words))
+    assert plan.fds == fds
+    assert plan.programs
+    assert all(program.endswith(plan.argv[0]) for program in plan.programs)
+    if "/" in words[0]:
+        assert plan.programs == plan.argv[:1]
+    else:
+        assert all(b"/" in program for program in plan.programs)
+    variables = dict(pair.split(b"=", 1) for pair in plan.envp)
+    assert len(variables) == len(plan.envp)
+    assert variables.keys() == {
+        encode(name)
+        for name in env.variables.keys() | ({"HOME", "USER", "LOGNAME"} if named else set())
+    }
+    for step in ("chdir", "execve", "setresuid", "setgroups", "fds", "rlimits", "", "clone"):
+        assert isinstance(describe_step(plan, step, arg), str)
