@@ -1,1 +1,1 @@
-"""A supervisor for other people's daemons: reads uWSGI's attach-daemon files, without their races."""
+"""A supervisor for other people's daemons that reads uWSGI's attach-daemon files."""

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lowsuper.kernel.log import Log
     from lowsuper.model import MasterSpec
 
 USAGE = """\
@@ -113,11 +114,23 @@ def _run(arguments: list[str]) -> int:
         ready = go_to_background(background)
         if spec.daemonize2:
             announce = ready
-    from lowsuper.config.wording import format_problem
     from lowsuper.events import Boot
-    from lowsuper.kernel.log import Log
     from lowsuper.kernel.world import World
     from lowsuper.supervisor import Supervisor
+
+    log = _open_log(spec, background)
+    world = World(spec, log, _reloader(load, log, background, start), announce)
+    if spec.daemonize:
+        ready()
+    supervisor = Supervisor(spec, world)
+    supervisor.post(Boot())
+    return world.run(supervisor)
+
+
+def _open_log(spec: MasterSpec, background: str | None) -> Log:
+    """Return the log, with what the configuration wants noticed as its first lines."""
+    from lowsuper.config.wording import format_problem
+    from lowsuper.kernel.log import Log
 
     log = Log(spec.log_date)
     drops = not spec.master_as_root and (spec.user is not None or spec.group is not None)
@@ -127,6 +140,13 @@ def _run(arguments: list[str]) -> int:
     if path:
         log.flush()
         log.open(path)
+    return log
+
+
+def _reloader(
+    load: Callable[[bool], MasterSpec], log: Log, background: str | None, start: str
+) -> Callable[[], MasterSpec | None]:
+    """Return what reads the configuration again, or says what is wrong with it."""
 
     def reload() -> MasterSpec | None:
         try:
@@ -143,12 +163,7 @@ def _run(arguments: list[str]) -> int:
         log.put("nothing was changed: the new configuration is not good")
         return None
 
-    world = World(spec, log, reload, announce)
-    if spec.daemonize:
-        ready()
-    supervisor = Supervisor(spec, world)
-    supervisor.post(Boot())
-    return world.run(supervisor)
+    return reload
 
 
 def _nothing() -> None:

@@ -95,9 +95,7 @@ class Spawn(Record):
 
 
 class Signal(Record):
-    """Send a signal to the daemon's process and its process group; once that has ended, to all
-    that is left of it.
-    """
+    """Send a signal to the daemon's process and its group, or to what outlived that."""
 
     run: RunId
     signal: int
@@ -146,15 +144,7 @@ class Say(Record):
 
 
 DaemonAction = (
-    Spawn
-    | Signal
-    | KillDomain
-    | SetTimer
-    | CancelTimer
-    | Settled
-    | WentDown
-    | ControlEnded
-    | Say
+    Spawn | Signal | KillDomain | SetTimer | CancelTimer | Settled | WentDown | ControlEnded | Say
 )
 
 # What happens to the master.

@@ -90,7 +90,7 @@ OWN_PREFIX = "LOWSUPER_"
 
 
 class Environment:
-    """The variables of a daemon, and, made once for all who share them, how they are handed over."""
+    """The variables of daemons, and, made once for all who share them, their bytes."""
 
     __slots__ = ("packed", "path", "variables")
 
@@ -107,9 +107,7 @@ def identity_variables(identity: Identity) -> dict[str, str]:
     return {"HOME": identity.home, "USER": identity.name, "LOGNAME": identity.name}
 
 
-def build_environment(
-    inherited: Mapping[str, str], changes: Sequence[EnvChange]
-) -> Environment:
+def build_environment(inherited: Mapping[str, str], changes: Sequence[EnvChange]) -> Environment:
     """Return the environment of every daemon and hook.
 
     Args:
@@ -179,7 +177,7 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:
+def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911  # a table
     """Return what a failed step was about, for the message: a path, a number, or "".
 
     Args:

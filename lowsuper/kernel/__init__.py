@@ -1,0 +1,1 @@
+"""Everything that speaks to the kernel: each module owns one subject, none decides."""

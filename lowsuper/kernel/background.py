@@ -1,4 +1,4 @@
-"""Going to the background: the caller gets its prompt back once the master says that all is well."""
+"""Going to the background: the caller gets its prompt back once the master is ready."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     <the master's own cgroup>/lowsuper-INSTANCE/dumb/NAME.RUN     dies with the master
                                               /smart/NAME.RUN    outlives it
-                                              /master            the master itself, if it drops to a user
+                                              /master           the master, if it drops to a user
 
 No controller is enabled, so the rule against processes in inner cgroups is not touched, and a
 leaf is nothing but a set of processes with an off switch (`cgroup.kill`, Linux 5.14). The
@@ -69,7 +69,7 @@ def own_directory() -> str:
     if mount is None or own is None:
         raise UnsupportedError("no cgroup v2 hierarchy is mounted")
     point, root = mount
-    if root != "/" and own != root and not own.startswith(root + "/"):
+    if root not in ("/", own) and not own.startswith(root + "/"):
         raise UnsupportedError(f"the cgroup v2 mount {point} does not show our own cgroup {own}")
     inner = own if root == "/" else own[len(root) :]
     return point.rstrip("/") + "/" + inner.strip("/") if inner.strip("/") else point
@@ -264,7 +264,8 @@ def open_tree(instance: str) -> Tree:
         os.stat("cgroup.kill", dir_fd=tree.dumb_fd)
     except OSError as error:
         tree.close(remove=True)
-        raise UnsupportedError(f"cgroup v2: no cgroup.kill (Linux 5.14): {error.strerror}") from error
+        why = f"cgroup v2: no cgroup.kill (Linux 5.14): {error.strerror}"
+        raise UnsupportedError(why) from error
     return tree
 
 
@@ -282,7 +283,7 @@ def _move_high(fd: int) -> int:
 
 
 def sweep_unlocked(prefix: str) -> None:
-    """Remove the directories of instances whose name begins with `prefix` and whose master is gone."""
+    """Remove the directories of instances named `prefix...` whose master is gone."""
     parent = own_directory()
     for entry in os.listdir(parent):
         if entry.startswith(f"lowsuper-{prefix}"):

@@ -1,4 +1,4 @@
-"""Which rung of the kill domain a daemon gets, and what the rungs need: the cgroup tree and the guard.
+"""Which rung of the kill domain a daemon gets, and what the rungs need: cgroups and a guard.
 
 The rungs, best first: `pidns` (ns_pid = true), `cgroup`, `shim`. What this machine offers is tried
 once, when the first daemon needs it.
@@ -13,6 +13,7 @@ from zlib import crc32
 
 from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
 from lowsuper.kernel import cgroup, process
+from lowsuper.kernel.guard import start_guard
 from lowsuper.kernel.loop import READ
 from lowsuper.plan import EXEC, NSINIT, SHIM
 
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lowsuper.kernel.cgroup import Leaf, Tree
+    from lowsuper.kernel.guard import Guard
     from lowsuper.kernel.loop import Loop
-    from lowsuper.kernel.spawn import Guard, Spawner
+    from lowsuper.kernel.spawn import Spawner
     from lowsuper.model import DaemonSpec, MasterSpec
 
 COMMAND_LINE = "cmdline"
 PATIENCE_MS = 5000  # for a guard that was told to go
 
 
-class InstanceRuns(LowsuperError):
+class InstanceRunsError(LowsuperError):
     """Another master holds the lock of this instance."""
 
 
@@ -74,7 +76,7 @@ class Domains:
         """Make the cgroup tree if a daemon will need it, and sweep what an earlier master left.
 
         Raises:
-            InstanceRuns: another master runs this configuration.
+            InstanceRunsError: another master runs this configuration.
             UnsupportedError: kill-domain = cgroup was asked for and cannot be had.
         """
         wanted = spec.kill_domain != "shim" and any(not daemon.ns_pid for daemon in spec.daemons)
@@ -86,7 +88,7 @@ class Domains:
             self._tree = cgroup.open_tree(instance_id(spec))
             found = self._tree.sweep()
         except BlockingIOError as error:
-            raise InstanceRuns(
+            raise InstanceRunsError(
                 f"{spec.files[0] if spec.files else spec.name} is already run by another lowsuper; "
                 f"stop that one first, or give one of them another name (instance = NAME)"
             ) from error
@@ -136,7 +138,7 @@ class Domains:
         return self._tree.make(name)
 
     def _start_guard(self, tree: Tree) -> None:
-        guard = self._spawner.start_guard(tree.base_fd, tree.parent_fd, tree.name)
+        guard = start_guard(self._spawner, tree.base_fd, tree.parent_fd, tree.name)
         if not guard.ready():
             guard.close()
             raise KernelError("guard", ETIMEDOUT, tree.name)

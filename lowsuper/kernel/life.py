@@ -58,6 +58,7 @@ class Life:
         loop: Loop,
         run: RunId,
         plan: SpawnPlan,
+        *,
         child: Child,
         leaf: Leaf | None,
         rung: str,
@@ -67,7 +68,8 @@ class Life:
         self._loop, self.run, self._plan, self._child = loop, run, plan, child
         self._leaf, self._rung, self._post = leaf, rung, post
         self._error_fd = child.error_fd
-        self._child_gone = self._killed = self._ran = self._failed = self._main_gone = self.over = False
+        self._child_gone = self._main_gone = self.over = False
+        self._killed = self._ran = self._failed = False
         self._main_status: int | None = None
         self._main_pid, self._main_pidfd = 0, -1
         loop.watch(child.error_fd, HANGUP, self.on_outcome)

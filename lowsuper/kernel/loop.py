@@ -49,7 +49,7 @@ class Loop:
         return monotonic_ns()
 
     def watch(self, fd: int, mask: int, callback: Callable[[], None]) -> None:
-        """Call back whenever `fd` is ready for `mask`, has hung up or failed; it stays the caller's."""
+        """Call back when `fd` is ready for `mask`, hangs up or fails; it stays the caller's."""
         self._epoll.register(fd, mask)
         self._callbacks[fd] = callback
 

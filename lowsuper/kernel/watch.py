@@ -100,11 +100,12 @@ class Watcher:
                     problem = f"{file.path} cannot be watched: {error}"
                     break
                 directory = os.path.dirname(directory)
-        try:
-            # A link's target lies in another directory, whose events would not be seen.
+        # A link's target lies in another directory, whose events would not be seen. What does not
+        # exist yet cannot be watched; its directory will tell.
+        try:  # noqa: SIM105  # contextlib takes longer to import than all of this module
             watches.add(native.inotify_add(self._fd, file.path, IN_FILE))
         except OSError:
-            pass  # it does not exist yet; its directory will tell
+            pass
         for watch in file.watches - watches:
             self._drop(watch, index)
         for watch in watches:

@@ -216,7 +216,7 @@ class World:
         def post(event: DaemonEvent) -> None:
             self._supervisor.post_daemon(name, event)
 
-        life = Life(self._loop, run, plan, child, leaf, rung, post)
+        life = Life(self._loop, run, plan, child=child, leaf=leaf, rung=rung, post=post)
         self._lives[name] = life
         self._children[child.pid] = life.on_exit
         return None
@@ -306,7 +306,7 @@ class World:
             self.say_line(f"{name}: {hook.command.text}: {error}")
             self._supervisor.post(HookEnded(index, -1))
             return
-        life = Life(self._loop, 1, plan, child, None, "process", post)
+        life = Life(self._loop, 1, plan, child=child, leaf=None, rung="process", post=post)
         self._hook = life
         self._children[child.pid] = life.on_exit
 
@@ -339,12 +339,12 @@ class World:
             os.umask(spec.umask)
         if spec.procname_master or spec.auto_procname:
             set_title(spec)
-        watched: list[tuple[str, Callable[[], None]]] = []
-        for daemon in spec.daemons:
-            for path in daemon.touch:
-                watched.append((path, self._toucher(daemon.name, path)))
-        for path in spec.touch_reload:
-            watched.append((path, self._reloader(path)))
+        watched = [
+            (path, self._toucher(daemon.name, path))
+            for daemon in spec.daemons
+            for path in daemon.touch
+        ]
+        watched += [(path, self._reloader(path)) for path in spec.touch_reload]
         for problem in self._watcher.replace(watched):
             self.say_line(problem)
 
@@ -359,10 +359,9 @@ class World:
         paths = (spec.pidfile2,) if dropped else (spec.pidfile, spec.safe_pidfile)
         for path in paths:
             if path is not None:
-                path = os.path.abspath(path)
                 try:
                     write_pidfile(path, os.getpid())
-                    self._pidfiles.add(path)
+                    self._pidfiles.add(os.path.abspath(path))
                 except KernelError as error:
                     self.say_line(str(error))
 
@@ -443,7 +442,7 @@ def first_reserved_fd() -> int:
 
 
 def raise_file_limit() -> tuple[Limit, ...]:
-    """Let the master open as many files as it may, and return what gives daemons their old limit."""
+    """Let the master open as many files as it may; return what gives daemons their old limit."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

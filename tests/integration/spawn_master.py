@@ -13,6 +13,7 @@ import sys
 from spawning import Run, make_plan
 
 from lowsuper.kernel import spawn
+from lowsuper.kernel.guard import start_guard
 from lowsuper.plan import EXEC, FdSource
 
 BREEDER = """
@@ -40,7 +41,7 @@ def main() -> None:
         # As a real master does: where the guard begins, which has to remove it.
         own = os.open("master/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=instance_fd)
         os.write(own, b"0")
-        guard = spawner.start_guard(instance_fd, parent_fd, name)
+        guard = start_guard(spawner, instance_fd, parent_fd, name)
         assert guard.ready()
         leaf_fd = os.open(options["leaf"], os.O_RDONLY | os.O_CLOEXEC, dir_fd=instance_fd)
     role = options.get("role", EXEC)

@@ -14,7 +14,8 @@ from spawning import Run, has_happened, make_plan, wait_for
 
 from lowsuper.errors import KernelError
 from lowsuper.kernel import native, process, spawn
-from lowsuper.kernel.spawn import Closed, ExecOk, GuardExpired, GuardFull
+from lowsuper.kernel.guard import Guard, GuardExpired, GuardFull, start_guard
+from lowsuper.kernel.spawn import Closed, ExecOk
 
 SIGKILL = int(signal.SIGKILL)
 SECOND = 1_000_000_000
@@ -34,7 +35,7 @@ def guard(spawner: spawn.Spawner, instance: Path):
     """A guard of this process, ended by `quit`."""
     parent = os.open(instance.parent, os.O_PATH)
     directory = os.open(instance, os.O_RDONLY)
-    made = spawner.start_guard(directory, parent, instance.name)
+    made = start_guard(spawner, directory, parent, instance.name)
     os.close(parent)
     os.close(directory)
     assert made.ready()
@@ -81,7 +82,7 @@ def later(seconds: float) -> int:
     return time.monotonic_ns() + int(seconds * SECOND)
 
 
-def synchronize(guard: spawn.Guard, kill_fd: int) -> None:
+def synchronize(guard: Guard, kill_fd: int) -> None:
     """Wait until the guard has done all that it was told: it answers to this one."""
     guard.add(0xFFFFFFFF, kill_fd, deadline=1)
     wait_for(guard.channel_fd)
@@ -251,7 +252,7 @@ def start_guarding_master(
     try:
         spawner = spawn.Spawner(helper=helper)
         parent = os.open(instance.parent, os.O_PATH)
-        guard = spawner.start_guard(os.open(instance, os.O_RDONLY), parent, instance.name)
+        guard = start_guard(spawner, os.open(instance, os.O_RDONLY), parent, instance.name)
         assert guard.ready()
         guard.add(7, kill_fd, survives=survives, deadline=deadline)
         os.write(tell, str(guard.pid).encode())
