@@ -377,6 +377,7 @@ class DaemonGone(Record):
     pid: int
     status: int | None  # None: unknown
     took: Ns
+    retry: Ns | None = None  # the pause before the next start; None: nothing follows by itself
 
 
 class DaemonStuck(Record):

@@ -427,11 +427,12 @@ def _kill(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
 
 def _gone(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
     """Nothing of the daemon is left: do what was to follow."""
-    note = Say(DaemonGone(spec.name, state.pid, state.status, now - state.since))
+    gone = DaemonGone(spec.name, state.pid, state.status, now - state.since)
+    note = Say(gone)
     match state.then:
         case "again":
             starting, spawn = _spawn(state.run, 0, now)
-            return starting, (note, *spawn)
+            return starting, (Say(gone.replace(retry=0)), *spawn)
         case "crashed" if spec.control:
             ended = ControlEnded(state.status or 0)
             return Down(state.run), (CancelTimer(), note, ended, WentDown())
@@ -440,7 +441,7 @@ def _gone(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
             pause = pause_before_start(max(state.spawns, 1), age, spec.max_throttle)
             after, actions = _retry(state.run, state.spawns, pause, now)
             cancel = (CancelTimer(),) if pause == 0 else ()
-            return after, (*cancel, note, *actions)
+            return after, (*cancel, Say(gone.replace(retry=pause)), *actions)
         case _:
             return Down(state.run), (CancelTimer(), note, WentDown())
 

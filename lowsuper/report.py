@@ -135,8 +135,9 @@ def _daemon_words(
             return "SIGKILL to all of it"
         case DaemonKilled(waited=waited):
             return f"still there after {format_duration(waited)}: SIGKILL to all of it"
-        case DaemonGone(pid=pid, status=status, took=took):
-            return f"{_pid(pid)}{format_status(status)}, nothing left after {format_duration(took)}"
+        case DaemonGone(pid=pid, status=status, took=took, retry=retry):
+            what = f"{_pid(pid)}{format_status(status)}, nothing left after {format_duration(took)}"
+            return what if retry is None else f"{what}; {_next_start(retry)}"
         case DaemonStuck(pid=pid, waited=waited, abandoned=abandoned):
             end = "; given up" if abandoned else ""
             return (

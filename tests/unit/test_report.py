@@ -103,6 +103,10 @@ LINES = [
     ),
     (DaemonGone("web", 0, None, 0), "web: ended, nothing left after 0 ms"),
     (
+        DaemonGone("web", 7, 9, 0, 2000 * MS),
+        "web: pid 7 was killed by SIGKILL (9), nothing left after 0 ms; next try in 2 s",
+    ),
+    (
         DaemonStuck("web", 77, 18 * SECOND, False),
         (
             "web: pid 77 is still there 18 s after it was to end, in spite of SIGKILL "
