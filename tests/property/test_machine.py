@@ -229,12 +229,19 @@ class DaemonMachine(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule()
-    def start(self):
-        if isinstance(self.state, Down):
-            self.told["starts"] += 1
-            self.asked, self.wanted = self.now, True
-            self.send(Start())
+    # Most of what can happen to a daemon that is down is nothing, so little of it is tried.
+
+    @precondition(lambda self: isinstance(self.state, Down))
+    @rule(stale=st.none() | EVENTS, runs=st.sampled_from([True, True, False]))
+    def start(self, stale, runs):
+        if stale is not None and not isinstance(stale, Start):
+            self.send(stale)
+            assert isinstance(self.state, Down)
+        self.told["starts"] += 1
+        self.asked, self.wanted = self.now, True
+        self.send(Start())
+        if runs:
+            self.execute()
 
     @precondition(lambda self: not isinstance(self.state, Down))
     @rule(event=st.sampled_from([Stop(), Kill(), Reload(), Kill(), Stop()]))
@@ -242,19 +249,26 @@ class DaemonMachine(RuleBasedStateMachine):
         self.wanted = False
         self.send(event)
 
-    @rule()
-    def touch(self):
+    @precondition(lambda self: not isinstance(self.state, Down | Broken))
+    @rule(really=st.sampled_from([True, False, False]))
+    def touch(self, really):
+        if not really:
+            return
         self.asked = self.now
         self.send(Touched("/t"))
 
     @precondition(lambda self: self.main and self.outcome == "pending")
-    @rule(how=st.sampled_from(["ok", "ok", "fails", "not cloned"]))
-    def resolve(self, how):
+    @rule()
+    def execute(self):
+        self.outcome = None
+        self.send(ExecOk(self.state.run, 7, 0, 0, "x"))
+
+    @precondition(lambda self: self.main and self.outcome == "pending")
+    @rule(how=st.sampled_from(["fails", "not cloned"]))
+    def fail(self, how):
         run = self.state.run
         self.outcome = None
-        if how == "ok":
-            self.send(ExecOk(run, 7, 0, 0, "x"))
-        elif how == "fails":
+        if how == "fails":
             self.exit = Exited(run, 127 << 8, left=False)
             self.main = False
             self.send(SpawnFailed(run, "chdir", 2, "/x", cloned=True))
@@ -298,6 +312,7 @@ class DaemonMachine(RuleBasedStateMachine):
         self.rest = False
         self.send(Emptied(self.state.run))
 
+    @precondition(lambda self: not isinstance(self.state, Down))
     @rule(time=st.sampled_from([0, 1, SECOND // 2, SECOND, 4 * SECOND, 31 * SECOND]))
     def pass_time(self, time):
         """Time passes, but no timer is missed."""
@@ -307,19 +322,17 @@ class DaemonMachine(RuleBasedStateMachine):
             self.timer, self.now = None, max(at, self.now - time)
             self.send(Timer(run))
 
+    @precondition(lambda self: isinstance(self.state, Stopping | Backoff))
     @rule()
     def stale_timer(self):
         """A timer of the run that had gone off before the machine set another."""
-        if (
-            self.timer is not None
-            and self.timer[0] > self.now
-            and not isinstance(self.state, Starting)
-        ):
+        if self.timer is not None and self.timer[0] > self.now:
             before, trace = self.state, len(self.trace)
             self.send(Timer(self.state.run))
             assert self.state == before
             assert len(self.trace) == trace + 1
 
+    @precondition(lambda self: not isinstance(self.state, Down))
     @rule(event=EVENTS)
     def stale_event(self, event):
         if getattr(event, "run", None) is not None and event.run != self.state.run:
@@ -334,6 +347,10 @@ class DaemonMachine(RuleBasedStateMachine):
         if isinstance(getattr(self, "state", None), Down):
             assert self.timer is None
             assert not self.lives
+
+    @invariant()
+    def up_needs_no_timer(self):
+        assert self.timer is None or not isinstance(self.state, Up | Broken)
 
     @invariant()
     def deadline_is_kept(self):

@@ -43,7 +43,8 @@ from lowsuper.state import dump, load
 ORIGIN = Origin("f", 1, "", "")
 NAMES = "abcd"
 PHASES = ("asap", "as-root", "as-user", "as-user-atexit")
-SIGNALS = st.sampled_from([1, 2, 3, 10, 12, 15])
+SIGNALS = st.sampled_from([1, 1, 1, 10, 12])
+STOPS = st.sampled_from([Signalled(15), Signalled(2), FifoByte("q"), FifoByte("Q")])
 
 
 def build_spec(names, hooks, **fields):
@@ -203,45 +204,69 @@ class MasterMachine(RuleBasedStateMachine):
         self.ask(Signalled(signal))
 
     @precondition(lambda self: self.code is None)
-    @rule(command=st.sampled_from("qQrRslLpP07x"))
+    @rule(command=st.sampled_from("rRslLpP07x"))
     def fifo(self, command):
         self.ask(FifoByte(command))
+
+    @precondition(lambda self: self.code is None)
+    @rule(event=STOPS, really=st.integers(0, 7))
+    def stop(self, event, really):
+        if really == 0:
+            self.ask(event)
 
     @rule(spec=st.none() | SPECS)
     def edit(self, spec):
         self.next_spec = spec
 
     @precondition(lambda self: self.hook is not None)
-    @rule(status=st.sampled_from([0, 0, 0, 256, -1]))
+    @rule(status=st.sampled_from([0, 0, 0, 0, 0, 0, 256, -1]))
     def end_hook(self, status):
         index, self.hook = self.hook, None
         self.ask(HookEnded(index, status))
+
+    @precondition(lambda self: any(isinstance(s, Starting) for s in self.daemons.values()))
+    @rule()
+    def settle_all(self):
+        for name in [name for name, s in self.daemons.items() if isinstance(s, Starting | Backoff)]:
+            if isinstance(self.daemons[name], Starting | Backoff):
+                self.come_up(name)
+
+    def come_up(self, name, *, ok=True):
+        self.daemons[name] = UP if ok else Backoff(1, 1, 9)
+        first = name in self.first
+        self.first.discard(name)
+        if ok or first:
+            self.ask(DaemonSettled(name, ok, first))
+
+    @precondition(lambda self: any(isinstance(s, Stopping) for s in self.daemons.values()))
+    @rule()
+    def all_go_down(self):
+        for name in [name for name, s in self.daemons.items() if isinstance(s, Stopping)]:
+            if isinstance(self.daemons.get(name), Stopping):
+                self.end(name)
+
+    def end(self, name, *, abandoned=False):
+        if name in self.first:
+            self.first.discard(name)
+            self.ask(DaemonSettled(name, ok=False, first=True))
+        self.daemons[name] = Down(1)
+        self.ask(DaemonDown(name, abandoned and self.stopped))
 
     @rule(data=st.data(), ok=st.booleans())
     def settle(self, data, ok):
         coming = [name for name, s in self.daemons.items() if isinstance(s, Starting | Backoff)]
         if coming:
-            name = data.draw(st.sampled_from(coming))
-            self.daemons[name] = UP if ok else Backoff(1, 1, 9)
-            first = name in self.first
-            self.first.discard(name)
-            if ok or first:
-                self.ask(DaemonSettled(name, ok, first))
+            self.come_up(data.draw(st.sampled_from(coming)), ok=ok)
 
     @rule(data=st.data(), abandoned=st.sampled_from([False, False, True]))
     def go_down(self, data, abandoned):
         going = [name for name, state in self.daemons.items() if isinstance(state, Stopping)]
         if going:
-            name = data.draw(st.sampled_from(going))
-            if name in self.first:
-                self.first.discard(name)
-                self.ask(DaemonSettled(name, ok=False, first=True))
-            self.daemons[name] = Down(1)
-            self.ask(DaemonDown(name, abandoned and self.stopped))
+            self.end(data.draw(st.sampled_from(going)), abandoned=abandoned)
 
-    @rule(data=st.data(), status=st.sampled_from([0, 256, 9]))
-    def control_ends(self, data, status):
-        up = [name for name, state in self.daemons.items() if isinstance(state, Up)]
+    @rule(data=st.data(), status=st.sampled_from([0, 256, 9]), really=st.integers(0, 7))
+    def control_ends(self, data, status, really):
+        up = really == 0 and [name for name, state in self.daemons.items() if isinstance(state, Up)]
         if up:
             name = data.draw(st.sampled_from(up))
             self.daemons[name] = Down(1)

@@ -28,7 +28,7 @@ from lowsuper.events import (
     Timer,
     Touched,
 )
-from lowsuper.machine import Down
+from lowsuper.machine import Down, Up
 from lowsuper.master import ENDED
 from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec, Origin, fill_in
 from lowsuper.supervisor import Supervisor
@@ -207,6 +207,8 @@ class World:
                 self._rule(name not in self.timers, f"{name} is down but has a timer")
                 run = self.runs.get(name)
                 self._rule(run is None or run.empty, f"{name} is down but not empty")
+            elif isinstance(state, Up):
+                self._rule(name not in self.timers, f"{name} is up but has a timer")
         alive = sum(not isinstance(state, Down) for state in states.values())
         self._rule(self.supervisor.master.alive == alive, f"alive should be {alive}")
 
