@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _SECTIONS = ("uwsgi", "lowsuper")
 _OTHER_ENDINGS = (".xml", ".yml", ".yaml", ".json", ".js")
-_MOST_OPTIONS = 200_000
+_MOST_OPTIONS = 100_000
 
 
 class Option(Record):
@@ -80,8 +80,9 @@ class Reader:
         self._custom: dict[str, str] = {}
         self._facts: dict[str, str] = {}
         self._first_magic: dict[str, str] = {}
-        self._last_file = ""
-        self._chain: list[tuple[str, str]] = []
+        self._last_file = ""  # as it was written
+        self._chain: list[tuple[str, str]] = []  # the files being read, with their sections
+        self._inner_chain: tuple[tuple[str, str], ...] = ()  # the same for the last one finished
         self._daemon_files: set[str] = set()
         self._strict = False
         self._opener: Option | None = None
@@ -100,12 +101,13 @@ class Reader:
         if self._opener is not None:
             origin = self._opener.origin
             self._fault(origin, "the block has no end", "close it with endif or endfor")
+            self._opener = None
         yield from self._expand_all()
         yield from self._inherit_all()
         if self._strict:
             self._require_known()
         self._options = [
-            each for option in self._options for each in self._expand_custom(option, 0)
+            each for option in self._options for each in self._expand_custom(option, ())
         ]
         return Reading(
             tuple(self._options),
@@ -293,6 +295,7 @@ class Reader:
         magic = yield from self._build_magic(path, section, source, is_template=is_template)
         parsed = parse_lines(source.text, magic)
         yield from self._take_file(option, link, parsed, fixed=inherited)
+        self._inner_chain = tuple(self._chain)
         self._chain.pop()
 
     def _take_file(
@@ -433,20 +436,27 @@ class Reader:
 
     def _inherit_all(self) -> Asking[None]:
         """Load what `inherit` names after everything else; its values are not expanded."""
+        # The files through which each option came; those read first came through none.
+        chains: list[tuple[tuple[str, str], ...]] = [()] * len(self._options)
         index = 0
         while index < len(self._options):
             option = self._options[index]
-            index += 1
             if options.find_reader_option(option.name) == "inherit" and not option.placeholder:
+                self._chain = list(chains[index])
+                self._inner_chain = chains[index]
                 yield from self._load(option, is_template=True, inherited=True)
+                chain = self._inner_chain
+                chains += [chain] * (len(self._options) - len(chains))
+            index += 1
+        self._chain = []
 
-    def _expand_custom(self, option: Option, depth: int) -> list[Option]:
+    def _expand_custom(self, option: Option, outer: tuple[str, ...]) -> list[Option]:
         """Return the options that one of `declare-option`'s stands for, or the option itself."""
         template = self._custom.get(option.name)
         if template is None or option.daemon or options.is_option(option.name):
             return [option]
         self._used.add(option.name)
-        if depth > 10:
+        if option.name in outer:
             self._fault(option.origin, "declare-option refers to itself")
             return []
         result: list[Option] = []
@@ -464,7 +474,7 @@ class Reader:
             if options.find_reader_option(name):
                 self._fault(option.origin, f"declare-option cannot use {name}")
             else:
-                result.extend(self._expand_custom(new, depth + 1))
+                result.extend(self._expand_custom(new, (*outer, option.name)))
         return result
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     LookUp: TypeAlias = Callable[[str], str | None]
 
 _MOST_ROUNDS = 1_000
-_LONGEST = 1 << 20
+LONGEST = 1 << 17
+"""The longest value with references: Linux takes no longer argument. See execve(2)."""
 _SCHEMES = ("http", "https", "fd", "data", "sym", "section", "call", "emperor", "symzero")
 
 
@@ -37,19 +38,29 @@ class ExpandError(ValueError):
         self.reason, self.advice = reason, advice
 
 
-def find_reference(value: str, symbol: str, start: int) -> tuple[int, int] | None:
-    """Return where the next `symbol(...)` begins and where it ends, or None."""
+def find_references(value: str, symbol: str, start: int = 0) -> list[tuple[int, int]]:
+    """Return where each outermost `symbol(...)` begins and ends, in order.
+
+    Args:
+        value: the text.
+        symbol: one character.
+        start: where to begin to look.
+    """
+    opened: list[int] = []
+    closed: dict[int, int] = {}
+    for at in range(start, len(value)):
+        if value[at] == "(":
+            opened.append(at)
+        elif value[at] == ")" and opened:
+            closed[opened.pop()] = at + 1
+    found: list[tuple[int, int]] = []
     begin = value.find(symbol + "(", start)
     while begin >= 0:
-        depth = 0
-        for at in range(begin + 1, len(value)):
-            depth += (value[at] == "(") - (value[at] == ")")
-            if not depth:
-                if at > begin + 2:
-                    return begin, at + 1
-                break
-        begin = value.find(symbol + "(", begin + 2)
-    return None
+        end = closed.get(begin + 1, 0)
+        if end > begin + 3:
+            found.append((begin, end))
+        begin = value.find(symbol + "(", max(end, begin + 2))
+    return found
 
 
 def replace_references(value: str, symbol: str, look_up: LookUp) -> str:
@@ -61,21 +72,37 @@ def replace_references(value: str, symbol: str, look_up: LookUp) -> str:
         look_up: returns the replacement, or None to leave the reference as it stands.
 
     Raises:
-        ExpandError: the replacements never end.
+        ExpandError: the replacements never end, or the value becomes too long.
     """
-    start, rounds = 0, 0
-    while (found := find_reference(value, symbol, start)) is not None:
-        begin, end = found
-        replacement = look_up(value[begin + 2 : end - 1])
-        if replacement is None:
-            start = end
-            continue
-        value = value[:begin] + replacement + value[end:]
-        rounds += 1
-        start = max(0, begin - 1)
-        if rounds > _MOST_ROUNDS or len(value) > _LONGEST:
-            raise ExpandError(f"{symbol}(...) refers to itself")
-    return value
+    start = 0
+    # What is being put in: each name, and how much of the value stands behind its replacement.
+    inside: list[tuple[str, int]] = []
+    for _ in range(_MOST_ROUNDS):
+        for begin, end in find_references(value, symbol, start):
+            name = value[begin + 2 : end - 1]
+            replacement = look_up(name)
+            if replacement is not None:
+                inside = [each for each in inside if begin < len(value) - each[1]]
+                if any(name == outer for outer, _ in inside):
+                    raise ExpandError(f"{symbol}({name}) refers to itself")
+                inside.append((name, len(value) - end))
+                value = value[:begin] + replacement + value[end:]
+                start = max(0, begin - 1)
+                break
+        else:
+            return value
+        require_length(value)
+    raise ExpandError(f"holds more than {_MOST_ROUNDS} references")
+
+
+def require_length(value: str) -> None:
+    """Refuse a value that could not be an argument of a program.
+
+    Raises:
+        ExpandError: it is too long.
+    """
+    if len(value) > LONGEST:
+        raise ExpandError(f"is longer than {LONGEST >> 10} KiB after what it refers to is put in")
 
 
 def split_scheme(path: str) -> tuple[str, str]:
@@ -105,21 +132,20 @@ def replace_files(value: str) -> Asking[str]:
     Raises:
         ExpandError: one cannot be read.
     """
+    parts: list[str] = []
     start = 0
-    while (found := find_reference(value, "@", start)) is not None:
-        begin, end = found
-        answer = yield from read_source(value[begin + 2 : end - 1])
+    for begin, end in find_references(value, "@"):
+        name = value[begin + 2 : end - 1]
+        answer = yield from read_source(name)
         if isinstance(answer, Failure):
-            name = value[begin + 2 : end - 1]
             raise ExpandError(f"@({name}): {answer.reason}", answer.advice)
         text = answer.text
-        if text[-1:] in ("\n", "\r"):
-            text = text[:-1]
-        value = value[:begin] + text + value[end:]
-        start = begin + len(text)
-        if len(value) > _LONGEST:
-            raise ExpandError("is longer than 1 MiB after @(...)")
-    return value
+        parts += [value[start:begin], text[:-1] if text[-1:] in ("\n", "\r") else text]
+        start = end
+    result = "".join([*parts, value[start:]])
+    if parts:
+        require_length(result)
+    return result
 
 
 def _to_number(text: str) -> int:

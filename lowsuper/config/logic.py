@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lowsuper.config.expand import read_source
 from lowsuper.config.options import find_reader_option
-from lowsuper.config.requests import AskFact, Failure, ListGlob, TestPath
+from lowsuper.config.requests import AskFact, Failure, JudgePath, ListGlob
 from lowsuper.record import Record
 
 TYPE_CHECKING = False
@@ -114,7 +114,7 @@ def _compare(value: str, look_up: Callable[[str], str | None], *, wanted: bool) 
 def _judge(kind: str, value: str) -> Asking[bool | Failure]:
     """Return whether a condition other than env and opt holds."""
     if kind in _PATH_KINDS:
-        answer = yield TestPath(value, _PATH_KINDS[kind])
+        answer = yield JudgePath(value, _PATH_KINDS[kind])
         assert isinstance(answer, bool)
         return answer
     if kind == "reload":

@@ -38,7 +38,7 @@ class ListGlob(Record):
     pattern: str
 
 
-class TestPath(Record):
+class JudgePath(Record):
     """Ask whether a path is readable (`exists`), a `file` or a `dir`; answered by a bool."""
 
     path: str
@@ -76,7 +76,7 @@ class Failure(Record):
 
 
 if TYPE_CHECKING:
-    Request: TypeAlias = ReadFile | RunCommand | ListGlob | TestPath | ReadDirectory | AskFact
+    Request: TypeAlias = ReadFile | RunCommand | ListGlob | JudgePath | ReadDirectory | AskFact
     Answer: TypeAlias = (
         FileText | Failure | bool | str | tuple[str, ...] | tuple[tuple[str, str], ...]
     )

@@ -18,11 +18,11 @@ from lowsuper.config.requests import (
     AskFact,
     Failure,
     FileText,
+    JudgePath,
     ListGlob,
     ReadDirectory,
     ReadFile,
     RunCommand,
-    TestPath,
 )
 
 TYPE_CHECKING = False
@@ -75,7 +75,7 @@ class Source:
                     answer = _answer(lambda: FileText(_run(text, self._environ)))
             case ListGlob(pattern):
                 answer = _list_glob(pattern)
-            case TestPath(path, kind):
+            case JudgePath(path, kind):
                 answer = _test_path(path, kind)
             case ReadDirectory(path):
                 answer = _read_directory(path)

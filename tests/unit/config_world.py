@@ -13,11 +13,11 @@ from lowsuper.config.requests import (
     AskFact,
     Failure,
     FileText,
+    JudgePath,
     ListGlob,
     ReadDirectory,
     ReadFile,
     RunCommand,
-    TestPath,
 )
 from lowsuper.errors import ConfigError
 
@@ -51,7 +51,7 @@ class World:
                 full = posixpath.join(CWD, pattern)
                 names = sorted(name for name in self.files if fnmatch.fnmatch(name, full))
                 return tuple(name.removeprefix(CWD + "/") for name in names) or (pattern,)
-            case TestPath(path, kind):
+            case JudgePath(path, kind):
                 full = posixpath.join(CWD, path)
                 is_dir = any(name.startswith(full + "/") for name in self.files)
                 is_file = full in self.files

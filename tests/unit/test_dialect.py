@@ -341,3 +341,24 @@ def test_unknown_values_do_not_reach_the_specification():
 def test_option_that_reads_files_is_no_key_of_a_daemon():
     reasons = [each.reason for each in problems_of("[daemon:a]\ncommand = x\ninclude = nope.ini")]
     assert reasons == ["a daemon has no such key"]
+
+
+def test_inherit_loop_names_the_chain():
+    files = {
+        f"{CWD}/b.ini": "[uwsgi]\nb = 1\ninherit = c.ini",
+        f"{CWD}/c.ini": "[uwsgi]\ninherit = b.ini",
+    }
+    reading = read("inherit = b.ini\ninherit = b.ini", files)
+    assert {fault[2] for fault in faults(reading)} == {
+        f"includes itself: {CWD}/b.ini -> {CWD}/c.ini -> {CWD}/b.ini"
+    }
+    assert values(reading, "b") == ["1", "1"]
+
+
+def test_value_that_grows_without_end_is_refused():
+    assert "longer than 128 KiB" in faults(read("a = " + "x" * 70000 + "\nb = %(a)%(a)"))[0][2]
+
+
+def test_unclosed_references_cost_little():
+    text = "%(" * 60000
+    assert values(read(f"a = {text}"), "a") == [text]

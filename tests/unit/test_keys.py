@@ -18,7 +18,8 @@ def test_names_are_unique():
 
 def test_all_keys_of_uwsgi_are_known():
     of_uwsgi = """command cmd exec freq pidfile control daemonize daemon touch
-        stopsignal stop_signal reloadsignal reload_signal stdin uid gid ns_pid chdir max_throttle notifypid legion"""
+        stopsignal stop_signal reloadsignal reload_signal stdin uid gid ns_pid chdir
+        max_throttle notifypid legion"""
     for name in of_uwsgi.split():
         assert (keys.find_key(name) is None) == keys.is_later(name)
 
