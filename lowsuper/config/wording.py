@@ -28,7 +28,7 @@ def format_place(origin: Origin) -> str:
 def format_problem(problem: Problem) -> str:
     """Return the one line for a problem: `file:line: daemon: key=value: reason; advice`."""
     origin = problem.origin
-    parts = [format_place(origin)]
+    parts = [clean_reason(format_place(origin))]
     if not problem.is_error:
         parts.append("warning")
     if problem.daemon:

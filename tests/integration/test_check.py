@@ -1,0 +1,77 @@
+"""The `check` command on real files."""
+
+import json
+import os
+
+import pytest
+
+from lowsuper.check import main
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+
+    def _check(text, *options):
+        (tmp_path / "a.ini").write_text(text)
+        status = main([*options, "a.ini"])
+        return status, capsys.readouterr().out
+
+    return _check
+
+
+def test_clean_file_ends_with_0(check):
+    assert check("[uwsgi]\nattach-daemon = sleep 1\n") == (
+        0,
+        "a: 1 daemon, no errors, no warnings\n",
+    )
+
+
+def test_warnings_alone_end_with_0(check):
+    status, text = check("[uwsgi]\nprocesses = 4\n")
+    assert status == 0
+    assert "does nothing here" in text
+    assert "there is no daemon in it" in text
+
+
+def test_all_errors_come_in_the_order_of_the_lines_and_end_with_78(check):
+    status, text = check(
+        "[uwsgi]\nlogto = /nope/x\numask = 9\nattach-daemon = /nope/y\nattach-daemon2 = cmd=x,b=1\n"
+    )
+    assert status == 78
+    assert [line.split(" ")[0] for line in text.splitlines()] == [
+        "a.ini:2:", "a.ini:3:", "a.ini:4:", "a.ini:5:", "a:",
+    ]  # fmt: skip
+    assert text.endswith("a: 1 daemon, 4 errors, no warnings\n")
+
+
+def test_json_is_one_object(check):
+    status, text = check("[uwsgi]\numask = 9\n", "--json")
+    assert status == 78
+    assert json.loads(text)["problems"][0]["reason"] == "is not an octal mode such as 022"
+
+
+def test_commands_run_only_with_exec(check, tmp_path):
+    text = f"[uwsgi]\nattach-daemon = sleep @(exec://echo 1; touch {tmp_path}/mark)\n"
+    status, shown = check(text)
+    assert status == 0
+    assert "use --exec" in shown
+    assert not os.path.exists(tmp_path / "mark")
+    assert check(text, "--exec") == (0, "a: 1 daemon, no errors, no warnings\n")
+    assert os.path.exists(tmp_path / "mark")
+
+
+def test_strict(check):
+    assert check("[uwsgi]\nfoo = 1\nattach-daemon = sleep 1\n", "--strict")[0] == 78
+
+
+def test_missing_file_ends_with_78(capsys):
+    assert main(["/nope.ini"]) == 78
+    assert "command line: /nope.ini: No such file or directory" in capsys.readouterr().out
+
+
+def test_nothing_to_check_is_a_usage_error(capsys):
+    assert main([]) == 125
+    assert "Usage" in capsys.readouterr().err
+    assert main(["--help"]) == 0

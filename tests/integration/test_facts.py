@@ -1,0 +1,151 @@
+"""Users, groups and programs of the running system."""
+
+import os
+import pwd
+
+import pytest
+
+from lowsuper.errors import PlanError
+from lowsuper.kernel.facts import Facts, read_own_identity, resolve_identity
+from lowsuper.model import Origin
+from lowsuper.plan import Identity
+
+ORIGIN = Origin("a.ini", 3, "attach-daemon2", "cmd=x")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs: root")
+needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="needs: a user who is not root")
+
+
+def refuse(user, group=None):
+    with pytest.raises(PlanError) as caught:
+        resolve_identity(user, group, ORIGIN, "web")
+    return caught.value.problem
+
+
+def test_nothing_asked_is_nothing_to_change():
+    assert resolve_identity(None, None, ORIGIN) is None
+
+
+@needs_root
+def test_name_brings_group_groups_and_home():
+    entry = pwd.getpwnam("nobody")
+    identity = resolve_identity("nobody", None, ORIGIN)
+    assert (identity.uid, identity.gid) == (entry.pw_uid, entry.pw_gid)
+    assert set(identity.groups) == set(os.getgrouplist("nobody", entry.pw_gid))
+    assert (identity.name, identity.home) == ("nobody", entry.pw_dir)
+
+
+@needs_root
+def test_number_brings_its_group_and_no_groups():
+    entry = pwd.getpwnam("nobody")
+    identity = resolve_identity(str(entry.pw_uid), None, ORIGIN)
+    assert identity == Identity(entry.pw_uid, entry.pw_gid, ())
+
+
+@needs_root
+def test_number_without_an_entry_needs_a_group():
+    assert "give gid too" in refuse("4000000001").advice
+    identity = resolve_identity("4000000001", "4000000002", ORIGIN)
+    assert (identity.uid, identity.gid, identity.groups) == (4000000001, 4000000002, ())
+
+
+@needs_root
+def test_group_alone_keeps_the_user():
+    identity = resolve_identity(None, "4000000002", ORIGIN, add_groups=("7",))
+    assert (identity.uid, identity.gid, identity.groups) == (0, 4000000002, (7,))
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "key", "advice"),
+    [
+        ("nobodyy", None, "uid", "did you mean nobody?"),
+        (None, "roott", "gid", "did you mean root?"),
+        ("no\0body", None, "uid", ""),
+    ],
+)
+def test_unknown_name_is_refused_with_its_place(user, group, key, advice):
+    problem = refuse(user, group)
+    assert problem.origin == Origin("a.ini", 3, key, user or group)
+    assert problem.daemon == "web"
+    assert "of that name" in problem.reason
+    assert advice in problem.advice
+
+
+@pytest.mark.parametrize("number", ["4294967295", "99999999999"])
+def test_number_that_no_kernel_takes_is_refused(number):
+    assert "larger than" in refuse(number, number).reason
+
+
+@needs_user
+def test_other_user_is_refused_without_root():
+    assert "as root" in refuse("0", "0").advice
+    own = read_own_identity()
+    assert resolve_identity(str(own.uid), str(own.gid), ORIGIN) is None
+
+
+@pytest.fixture
+def make(tmp_path):
+    def _make(name, text, mode=0o755):
+        path = tmp_path / name
+        path.write_bytes(text)
+        path.chmod(mode)
+        return str(path)
+
+    return _make
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "reason"),
+    [
+        (b"#!/bin/sh\n", 0o755, ""),
+        (b"\x7fELF", 0o755, ""),
+        (b"#!/bin/sh\n", 0o644, "is not executable"),
+        (b"echo hi\n", 0o755, "neither a program nor a script"),
+        (b"", 0o755, "neither a program nor a script"),
+        (b"#!/nope/python\n", 0o755, "its interpreter /nope/python cannot be executed"),
+        (b"#! \n", 0o755, "names no interpreter"),
+        (b"#!/bin/sh\r\n", 0o755, "carriage return"),
+        (b"#!/usr/bin/env nope-lang\n", 0o755, "env will not find nope-lang"),
+        (b"#!/usr/bin/env sh\n", 0o755, ""),
+        (b"#!/usr/bin/env -S sh -e\n", 0o755, ""),
+    ],
+)
+def test_program_is_judged_by_mode_and_first_line(make, text, mode, reason):
+    judged = Facts(os.environ).judge_program(make("x", text, mode), None, by_shell=False)
+    assert reason in judged
+    assert bool(reason) == bool(judged)
+
+
+def test_shell_takes_a_file_without_first_line_for_a_script(make):
+    assert Facts({}).judge_program(make("x", b"echo hi\n"), None, by_shell=True) == ""
+
+
+@needs_root
+def test_program_is_judged_for_the_daemons_user(make, tmp_path):
+    facts = Facts(os.environ)
+    nobody = facts.resolve_identity("nobody", None, ORIGIN)
+    path = make("x", b"#!/bin/sh\n", 0o700)
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == 0 and str(directory).startswith("/tmp/"):
+            directory.chmod(0o755)
+    assert facts.judge_program(path, nobody, by_shell=False) == "user nobody may not execute it"
+    os.chmod(path, 0o755)
+    assert facts.judge_program(path, nobody, by_shell=False) == ""
+    tmp_path.chmod(0o700)
+    assert facts.judge_program(path, nobody, by_shell=False) == (
+        f"user nobody may not enter {tmp_path}"
+    )
+
+
+def test_directory_is_no_program(tmp_path):
+    assert Facts({}).judge_program(str(tmp_path), None, by_shell=False) == "is a directory"
+
+
+def test_program_is_found_in_path(make, tmp_path):
+    make("plain", b"", 0o644)
+    path = make("tool", b"#!/bin/sh\n")
+    facts = Facts({"PATH": f"/nope:{tmp_path}"})
+    assert facts.find_program("tool", "/") == path
+    assert facts.find_program("plain", "/") == f"{tmp_path}/plain"
+    assert facts.find_program("nope", "/") == ""
+    assert facts.find_program("./tool", str(tmp_path)) == f"{tmp_path}/./tool"
+    assert facts.find_program("./nope", str(tmp_path)) == ""

@@ -1,0 +1,184 @@
+import json
+
+import pytest
+from config_world import load_text
+
+from lowsuper.check import find_problems, join_path, sort_problems
+from lowsuper.config.wording import format_json, format_problem
+from lowsuper.errors import PlanError
+from lowsuper.model import Origin, Problem
+from lowsuper.plan import Identity
+
+
+class World:
+    """Facts of a machine that has one user and a few files."""
+
+    directories = ("/", "/srv", "/run")
+    programs = ("/bin/true", "/srv/app", "/srv/bad")
+
+    def __init__(self):
+        self.judged = []
+
+    def resolve_identity(self, user, group, origin, daemon="", add_groups=()):
+        if user is None and group is None and not add_groups:
+            return None
+        if user == "www":
+            return Identity(33, 33, (33,), "www", "/srv")
+        origin = origin.replace(key="uid", value=user)
+        raise PlanError(Problem(origin, "there is no user of that name", daemon, "www?"))
+
+    def is_directory(self, path):
+        return (path.rstrip("/") or "/") in self.directories
+
+    def find_program(self, program, directory):
+        path = join_path(directory, program) if "/" in program else f"/bin/{program}"
+        return path.replace("/./", "/") if path.replace("/./", "/") in self.programs else ""
+
+    def judge_program(self, path, identity, *, by_shell):
+        self.judged.append((path, identity and identity.uid, by_shell))
+        return "is not executable" if path == "/srv/bad" else ""
+
+
+def check(text, world=None):
+    spec = load_text(text)
+    return [format_problem(problem) for problem in find_problems(spec, world or World())]
+
+
+def test_what_can_run_has_no_problem():
+    world = World()
+    text = "[uwsgi]\nuid = www\nchdir = /srv\nattach-daemon = ./app\nexec-asap = true x\n"
+    assert check(text, world) == []
+    assert world.judged == [("/srv/app", 33, False)]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("chdir = /nope", "main.ini:2: chdir=/nope: is not a directory"),
+        ("uid = wwww", "main.ini:2: uid=wwww: there is no user of that name; www?"),
+        ("logto = /nope/x", "main.ini:2: logto=/nope/x: there is no directory /nope"),
+        ("pidfile = /nope/x", "main.ini:2: pidfile=/nope/x: there is no directory /nope"),
+        ("touch-reload = /nope/x", "main.ini:2: touch-reload=/nope/x: there is no directory /nope"),
+        ("master-fifo = /nope/x", "main.ini:2: master-fifo=/nope/x: there is no directory /nope"),
+        (
+            "attach-daemon = nope",
+            (
+                "main.ini:2: nope: command=nope: there is no program nope in PATH;"
+                " write its whole path"
+            ),
+        ),
+        (
+            "attach-daemon = /srv/nope a",
+            "main.ini:2: nope: command=/srv/nope a: there is no file /srv/nope",
+        ),
+        (
+            "attach-daemon = /srv/bad",
+            "main.ini:2: bad: command=/srv/bad: /srv/bad: is not executable",
+        ),
+        (
+            "attach-daemon = A=1 /srv/bad >/dev/null",
+            "main.ini:2: bad: command=A=1 /srv/bad >/dev/null: /srv/bad: is not executable",
+        ),
+        (
+            "attach-daemon2 = cmd=/srv/app,uid=wwww",
+            "main.ini:2: app: uid=wwww: there is no user of that name; www?",
+        ),
+        (
+            "attach-daemon2 = cmd=./app,chdir=/nope",
+            "main.ini:2: app: chdir=/nope: is not a directory",
+        ),
+        (
+            "attach-daemon2 = cmd=/srv/app,touch=/nope/x",
+            "main.ini:2: app: touch=/nope/x: there is no directory /nope",
+        ),
+        (
+            "exec-as-root = nope",
+            "main.ini:2: exec-as-root=nope: there is no program nope in PATH; write its whole path",
+        ),
+        (
+            "attach-daemon = cd /srv && ./app",
+            (
+                "main.ini:2: warning: app: command=cd /srv && ./app: a shell runs this and stays:"
+                " it is the daemon's first process"
+            ),
+        ),
+    ],
+)
+def test_problem(line, expected):
+    assert check(f"[uwsgi]\n{line}\n") == [expected]
+
+
+def test_directory_that_a_hook_may_make_is_a_warning():
+    (line,) = check("[uwsgi]\nexec-asap = true mkdir /nope\nlogto = /nope/x\n") or [""]
+    assert line == (
+        "main.ini:3: warning: logto=/nope/x: there is no directory /nope; unless a hook makes it"
+    )
+
+
+def test_daemon_runs_as_its_own_user_else_as_the_masters():
+    world = World()
+    check(
+        "[uwsgi]\nmaster-as-root\nuid = www\nattach-daemon = /srv/app\n"
+        "exec-as-user = /srv/app\nattach-daemon2 = cmd=/srv/app,uid=www\n",
+        world,
+    )
+    assert [uid for _, uid, _ in world.judged] == [None, 33, 33]
+
+
+def test_problems_are_sorted_by_file_and_line():
+    places = [("b", 2), ("a", 3), ("b", 1), ("a", 1)]
+    problems = [Problem(Origin(file, line, "", ""), "x") for file, line in places]
+    found = [(each.origin.file, each.origin.line) for each in sort_problems(problems)]
+    assert found == [("b", 1), ("b", 2), ("a", 1), ("a", 3)]
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        (Problem(Origin("a.ini", 3, "uid", "x"), "is bad", "web", "do so"),
+         "a.ini:3: web: uid=x: is bad; do so"),
+        (Problem(Origin("a.ini", 3, "x", ""), "is bad", is_error=False),
+         "a.ini:3: warning: x: is bad"),
+        (Problem(Origin("command line", 0, "", "a.ini"), "is bad"), "command line: a.ini: is bad"),
+        (Problem(Origin("a\n", 1, "k", "\033[1m\udcff"), "is\nbad"),
+         "a\\n:1: k=\\x1b[1m\\udcff: is\\nbad"),
+        (Problem(Origin("a", 1, "k", "x" * 500), "r"), "a:1: k=" + "x" * 158 + "...: r"),
+    ],
+)  # fmt: skip
+def test_wording(problem, line):
+    assert format_problem(problem) == line
+
+
+def test_json():
+    spec = load_text("[uwsgi]\nattach-daemon = a 'b c'\n")
+    report = json.loads(format_json([Problem(Origin("f", 1, "k", "v"), "r")], spec))
+    assert report == {
+        "schema": 1,
+        "problems": [
+            {
+                "severity": "error",
+                "file": "f",
+                "line": 1,
+                "daemon": "",
+                "key": "k",
+                "value": "v",
+                "reason": "r",
+                "advice": "",
+            }
+        ],
+        "daemons": [
+            {
+                "name": "a",
+                "file": "main.ini",
+                "line": 2,
+                "command": "a 'b c'",
+                "argv": ["a", "b c"],
+                "shell": False,
+                "compound": False,
+                "user": None,
+                "group": None,
+                "control": False,
+            }
+        ],
+    }
+    assert json.loads(format_json([], None))["daemons"] == []
