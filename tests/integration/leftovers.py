@@ -19,16 +19,18 @@ class Snapshot:
         self.namespaces = read_namespaces()
         self.cgroups = find_cgroups()
 
-    def compare(self) -> list[str]:
-        """Return what is there now and was not before, each in words."""
-        problems = wait_children(self.children)
+    def compare(self, patience: float = 10.0) -> list[str]:
+        """Return what is there now and was not before, each in words.
+
+        What has only just lost its master gets `patience` seconds to end.
+        """
+        problems = wait_children(self.children, patience)
         problems += [f"mount {line}" for line in sorted(read_mounts() - self.mounts)]
         for name, pids in read_namespaces().items():
             if name not in self.namespaces and is_below(pids, os.getpid()):
                 problems.append(f"namespace {name} of {describe(pids)}")
-        for path in sorted(find_cgroups() - self.cgroups):
-            if is_abandoned(path):
-                problems.append(f"cgroup {path}")
+        new = sorted(find_cgroups() - self.cgroups)
+        problems += [f"cgroup {path}" for path in new if is_abandoned(path)]
         return problems
 
 

@@ -51,6 +51,8 @@ needs_root = pytest.mark.skipif(not IS_ROOT and TIER != "root", reason="needs: r
 class Master:
     """One `lowsuper` process and everything that it writes."""
 
+    program: tuple[str, ...] = (sys.executable, "-m", "lowsuper")
+
     def __init__(
         self,
         *arguments: str,
@@ -64,7 +66,7 @@ class Master:
         if wrap_output:
             popen |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "lowsuper", *arguments],
+            [*prefix, *self.program, *arguments],
             cwd=cwd,
             env={**os.environ, MARK: self.mark, **(env or {})},
             stdin=popen.pop("stdin", subprocess.DEVNULL),
@@ -268,9 +270,17 @@ class Masters:
     def launch(self, *arguments: str, **keywords) -> Master:
         """Start a master with these arguments, and do not wait for anything."""
         keywords.setdefault("cwd", self.directory)
-        master = Master(*arguments, **keywords)
+        return self.adopt(Master(*arguments, **keywords))
+
+    def adopt(self, master: Master) -> Master:
+        """See to the end of a master that the test has started itself."""
         self._masters.append(master)
         return master
+
+    def clear(self, master: Master) -> None:
+        """Kill what a master of somebody else's has left behind."""
+        kill_all(master.family())
+        self.wait_orphans()
 
     def start(self, text: str, *arguments: str, name: str = "test.ini", **keywords) -> Master:
         """Start a master with this configuration and wait until it is ready."""
