@@ -133,8 +133,7 @@ def _open_log(spec: MasterSpec, background: str | None) -> Log:
     from lowsuper.kernel.log import Log
 
     log = Log(spec.log_date)
-    drops = not spec.master_as_root and (spec.user is not None or spec.group is not None)
-    path = background or (spec.logto if drops else spec.logto2 or spec.logto)
+    path = background or _first_log(spec)
     for notice in spec.notices:
         log.put(format_problem(notice))
     if path:
@@ -164,6 +163,12 @@ def _reloader(
         return None
 
     return reload
+
+
+def _first_log(spec: MasterSpec) -> str | None:
+    """Return the log file to begin with: logto2 waits for the drop of privileges, if there is one."""
+    drops = not spec.master_as_root and (spec.user is not None or spec.group is not None)
+    return spec.logto if drops else spec.logto2 or spec.logto
 
 
 def _nothing() -> None:
