@@ -399,6 +399,8 @@ class World:
         """Tell whoever waits for the start."""
         # What lives until the end need not be looked at by each collection from now on.
         gc.freeze()
+        # Who waits may look at the log first thing.
+        self._log.flush()
         self._announce()
 
     def finish(self, code: int) -> None:
