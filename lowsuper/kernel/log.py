@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.loop import Loop
 
 PREFIX = "lowsuper: "
+LAST_PATIENCE = 1.0  # seconds, when everything has ended
 
 
 class Log:
@@ -43,6 +44,10 @@ class Log:
     def flush(self) -> None:
         """Write what there is, without waiting for a reader."""
         self._sink.flush()
+
+    def drain(self) -> None:
+        """Write the last lines; a slow reader is waited for, for a moment."""
+        self._sink.drain(LAST_PATIENCE)
 
     def open(self, path: str) -> None:
         """Let `path` take the place of standard output and error.

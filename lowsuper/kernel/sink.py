@@ -82,6 +82,22 @@ class Sink:
                 self._left = b"lowsuper: %d lines were lost: nobody read them\n" % self._dropped
                 self._dropped = 0
 
+    def drain(self, patience: float) -> None:
+        """Flush, and wait for a slow reader for up to `patience` seconds: the end of the program."""
+        self.flush()
+        self._stop_waiting()
+        if not self._left:
+            return
+        import select
+        from time import monotonic
+
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        end = monotonic() + patience
+        while self._left and (rest := end - monotonic()) > 0 and poll.poll(rest * 1000):
+            self.flush()
+            self._stop_waiting()
+
     def _write(self, text: bytes) -> int:
         """Return how much was written; -1: the reader is not ready, 0: it is gone for now."""
         try:

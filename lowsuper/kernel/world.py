@@ -150,7 +150,7 @@ class World:
         self._domains.close()
         self._watcher.close()
         self._spawner.close()
-        self._log.flush()
+        self._log.drain()
         self._loop.close()
 
     # Time and words.
