@@ -83,7 +83,7 @@ class Sink:
                 self._dropped = 0
 
     def drain(self, patience: float) -> None:
-        """Flush, and wait for a slow reader for up to `patience` seconds: the end of the program."""
+        """Flush, and wait up to `patience` seconds for a slow reader: the program ends."""
         self.flush()
         self._stop_waiting()
         if not self._left:
