@@ -234,6 +234,7 @@ def test_lines_that_nobody_read_are_counted(masters):
         text += data
     os.close(read_fd)
     assert master.wait() == 0
+    # Its last words reach a reader that is slow.
     assert text.endswith(b"exit status 0\n")
 
 
