@@ -355,16 +355,25 @@ def is_alive(pid: int) -> bool:
 def find_marked(mark: str) -> set[int]:
     """Return the pids of the live processes that have the mark in their environment."""
     wanted = f"{MARK}={mark}".encode()
-    found = set()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                environ = Path(f"/proc/{entry}/environ").read_bytes()
-            except OSError:
-                continue  # it has ended, or is not ours
-            if wanted in environ and is_alive(int(entry)):
-                found.add(int(entry))
-    return found
+    return {
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and wanted in read_environ(entry) and is_alive(int(entry))
+    }
+
+
+def read_environ(pid: str) -> bytes:
+    """Return the environment of a process; empty if it has ended or is not ours to see."""
+    for _ in range(20):
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            if environ or os.readlink(f"/proc/{pid}/exe").endswith("/lowsuper-helper"):
+                return environ
+        except OSError:  # also a kernel thread, which has no exe
+            return b""
+        # In the middle of an execve it has none for a moment.
+        select.select([], [], [], 0.001)
+    return b""
 
 
 def children_of(pid: int) -> list[int]:
