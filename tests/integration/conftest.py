@@ -14,9 +14,9 @@ from lowsuper.kernel import native
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left():
+def nothing_is_left(tmp_path_factory):
     """Compare the machine before and after all tests of this process."""
-    before = Snapshot()
+    before = Snapshot(tmp_path_factory.getbasetemp())
     yield
     problems = before.compare()
     assert not problems, "left by the tests:\n" + "\n".join(problems)

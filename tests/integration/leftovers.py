@@ -13,9 +13,11 @@ from masters import children_of, describe, own_cgroup, wait_children
 class Snapshot:
     """The state of the machine at one moment, as far as this process can be to blame for it."""
 
-    def __init__(self):
+    def __init__(self, temporary: Path):
+        """Look now; of the mounts only at those below `temporary`, as others mount things too."""
+        self.temporary = temporary
         self.children = set(children_of(os.getpid()))
-        self.mounts = read_mounts()
+        self.mounts = read_mounts(temporary)
         self.namespaces = read_namespaces()
         self.cgroups = find_cgroups()
 
@@ -25,7 +27,7 @@ class Snapshot:
         What has only just lost its master gets `patience` seconds to end.
         """
         problems = wait_children(self.children, patience)
-        problems += [f"mount {line}" for line in sorted(read_mounts() - self.mounts)]
+        problems += [f"mount {line}" for line in sorted(read_mounts(self.temporary) - self.mounts)]
         for name, pids in read_namespaces().items():
             if name not in self.namespaces and is_below(pids, os.getpid()):
                 problems.append(f"namespace {name} of {describe(pids)}")
@@ -34,10 +36,10 @@ class Snapshot:
         return problems
 
 
-def read_mounts() -> set[str]:
-    """Return the mount points of our mount namespace."""
+def read_mounts(below: Path) -> set[str]:
+    """Return the mounts below a directory, or that come from below it."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return {" ".join(line.split()[3:5]) for line in lines}
+    return {" ".join(line.split()[3:5]) for line in lines if str(below) in line}
 
 
 def read_namespaces() -> dict[str, set[int]]:

@@ -19,9 +19,9 @@ from lowsuper.kernel import native
 
 
 @pytest.fixture
-def snapshot():
+def snapshot(tmp_path):
     native.set_child_subreaper()
-    yield Snapshot()
+    yield Snapshot(tmp_path)
     native.set_child_subreaper(False)
 
 
