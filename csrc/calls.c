@@ -48,15 +48,16 @@ const char *lowsuper_step_name(int step)
 }
 
 /*
- * The raw wait status of a child that ended, which is gone then; -EAGAIN while it lives, -ECHILD
- * if it is not ours. Never waits: epoll can report the number of a pidfd that was closed and now
+ * The raw wait status of a child that ended, which is gone then, or with `leave` stays a zombie;
+ * -EAGAIN while it lives, -ECHILD if it is not ours. Never waits: epoll can report the number of a pidfd that was closed and now
  * belongs to another, living child. See waitid(2); P_PIDFD: Linux 5.4.
  */
-int lowsuper_reap(int pidfd)
+int lowsuper_reap(int pidfd, int leave)
 {
 	siginfo_t info = { .si_pid = 0 };
+	const int flags = WEXITED | WNOHANG | (leave ? WNOWAIT : 0);
 
-	if (waitid((idtype_t)P_PIDFD, (id_t)pidfd, &info, WEXITED | WNOHANG))
+	if (waitid((idtype_t)P_PIDFD, (id_t)pidfd, &info, flags))
 		return -errno;
 	if (info.si_pid == 0)
 		return -EAGAIN;

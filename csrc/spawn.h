@@ -186,7 +186,7 @@ struct lowsuper_exit_info {
 int lowsuper_spawn(struct lowsuper_spawn *spawn, const char *plan, int32_t size, const char *name);
 const char *lowsuper_step_name(int step);
 
-int lowsuper_reap(int pidfd);
+int lowsuper_reap(int pidfd, int leave);
 int lowsuper_peek_child(void);
 int lowsuper_send_signal(int pidfd, int signo, int group);
 int lowsuper_exit_info(int pidfd, struct lowsuper_exit_info *info);

@@ -8,7 +8,13 @@ from __future__ import annotations
 import os
 import sys
 
-from lowsuper.errors import EXIT_OWN_FAILURE, ConfigError, LowsuperError, PlanError
+from lowsuper.errors import (
+    EXIT_OWN_FAILURE,
+    ConfigError,
+    KernelError,
+    LowsuperError,
+    PlanError,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +109,12 @@ def _complain(text: str) -> None:
 
 def _run(arguments: list[str]) -> int:
     """Read the configuration, go to the background if asked to, and supervise."""
-    start = os.getcwd()
+    try:
+        start = os.getcwd()
+    except OSError as error:
+        raise KernelError(
+            "getcwd", error.errno or 0, "", "start lowsuper from a directory that exists"
+        ) from error
     load = _loader(arguments, start)
     spec = load(False)
     announce: Callable[[], None] = _nothing
@@ -166,7 +177,7 @@ def _reloader(
 
 
 def _first_log(spec: MasterSpec) -> str | None:
-    """Return the log file to begin with: logto2 waits for the drop of privileges, if there is one."""
+    """Return the log file to begin with: logto2 waits for a drop of privileges."""
     drops = not spec.master_as_root and (spec.user is not None or spec.group is not None)
     return spec.logto if drops else spec.logto2 or spec.logto
 

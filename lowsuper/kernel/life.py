@@ -49,6 +49,7 @@ class Life:
         "_post",
         "_ran",
         "_rung",
+        "name",
         "over",
         "run",
     )
@@ -66,6 +67,7 @@ class Life:
     ) -> None:
         """Take over the child and the leaf, and begin to watch."""
         self._loop, self.run, self._plan, self._child = loop, run, plan, child
+        self.name = plan.name
         self._leaf, self._rung, self._post = leaf, rung, post
         self._error_fd = child.error_fd
         self._child_gone = self._main_gone = self.over = False
@@ -135,7 +137,6 @@ class Life:
         if status is None:
             return
         self._child_gone = True
-        self._loop.unwatch(self._child.pidfd)
         if self._child.channel_fd >= 0:
             self.on_channel()
             self._loop.unwatch(self._child.channel_fd)

@@ -168,7 +168,19 @@ def reap(pidfd: int) -> int | None:
     Raises:
         KernelError: ECHILD, it is not our child, or was reaped before.
     """
-    status = lib.lowsuper_reap(pidfd)
+    status = lib.lowsuper_reap(pidfd, False)
+    return None if status == -EAGAIN else _succeed(status, "waitid")
+
+
+def peek_status(pidfd: int) -> int | None:
+    """Return the raw wait status of a child that has ended, and leave it a zombie.
+
+    None: it has not ended. Takes less time than `reap`, which also takes the process apart.
+
+    Raises:
+        KernelError: as `reap`.
+    """
+    status = lib.lowsuper_reap(pidfd, True)
     return None if status == -EAGAIN else _succeed(status, "waitid")
 
 

@@ -11,7 +11,7 @@ from errno import EINVAL, ESRCH
 
 from lowsuper.errors import KernelError
 from lowsuper.kernel import native
-from lowsuper.kernel.native import ExitInfo, peek_child, reap
+from lowsuper.kernel.native import ExitInfo, peek_child, peek_status, reap
 
 __all__ = [
     "ExitInfo",
@@ -22,19 +22,6 @@ __all__ = [
     "reap",
     "send_signal",
 ]
-
-
-def peek_status(pidfd: int) -> int | None:
-    """Return the raw wait status of a child that has ended, and leave it a zombie.
-
-    None: it has not ended. `reap` lets go of it, which costs more than to look.
-    """
-    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if result is None:
-        return None
-    if result.si_code == os.CLD_EXITED:
-        return result.si_status << 8
-    return result.si_status | (0x80 if result.si_code == os.CLD_DUMPED else 0)
 
 
 def open_pidfd(pid: int) -> int:

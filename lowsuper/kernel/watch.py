@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lowsuper.kernel.loop import Loop
 
-IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE = 0x2, 0x4, 0x8
+IN_ATTRIB, IN_CLOSE_WRITE = 0x4, 0x8
 IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x40, 0x80, 0x100, 0x200
 IN_DELETE_SELF, IN_MOVE_SELF, IN_ONLYDIR = 0x400, 0x800, 0x1000000
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
@@ -27,12 +27,12 @@ IN_DIRECTORY = (
     IN_ATTRIB | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE
     | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
 )  # fmt: skip
-IN_FILE = IN_ATTRIB | IN_CLOSE_WRITE | IN_MODIFY | IN_DELETE_SELF | IN_MOVE_SELF
+IN_FILE = IN_ATTRIB | IN_CLOSE_WRITE | IN_DELETE_SELF | IN_MOVE_SELF
 
 READ_BYTES = 64 * 1024
 
 if TYPE_CHECKING:
-    Look = tuple[int, int, int, int] | None
+    Look = tuple[int, int, int, int] | None  # device, inode, size, time
 
 
 def look_at(path: str) -> Look:
@@ -125,6 +125,7 @@ class Watcher:
         except BlockingIOError:
             return
         hit: set[int] = set()
+        made: set[int] = set()
         offset = 0
         while offset < len(events):
             watch = int.from_bytes(events[offset : offset + 4], "little", signed=True)
@@ -133,16 +134,18 @@ class Watcher:
             offset += 16 + length
             if mask & IN_Q_OVERFLOW:
                 hit.update(range(len(self._files)))
-            hit |= self._users.get(watch, set())
+            (made if mask & IN_CREATE else hit).update(self._users.get(watch, ()))
             if mask & IN_IGNORED:
                 self._users.pop(watch, None)
-        for index in sorted(hit):
-            self._look_again(index)
+        for index in sorted(hit | made):
+            self._look_again(index, being_made=index not in hit)
 
-    def _look_again(self, index: int) -> None:
+    def _look_again(self, index: int, being_made: bool) -> None:
         file = self._files[index]
         self._arm(index)
         look = look_at(file.path)
+        if being_made and look is not None and look[2] == 0 and not os.path.islink(file.path):
+            return  # an empty new file is about to be written; its closing will tell
         if look != file.look:
             file.look = look
             file.callback()

@@ -16,6 +16,7 @@ from lowsuper import report
 from lowsuper.errors import KernelError
 from lowsuper.events import (
     DaemonNotStarted,
+    Emptied,
     ExecOk,
     Exited,
     FifoByte,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 SIGNALS = (1, 2, 3, 10, 12, 15, 17)  # HUP INT QUIT USR1 USR2 TERM CHLD
 SIGCHLD = 17
 RLIMIT_NOFILE = 7
+NICE = -10
 
 
 class World:
@@ -93,8 +95,10 @@ class World:
         self._plans: dict[str, Prepared] = {}
         self._hook: Life | None = None
         self._inherited = dict(os.environ)
+        self._umask = os.umask(0)  # `use` sets one at once
         self._pidfiles: set[str] = set()
         native.set_child_subreaper()
+        come_before_daemons()
         self._loop = Loop()
         self._loop.watch_signals(SIGNALS, self._on_signal)
         log.attach(self._loop)
@@ -129,6 +133,8 @@ class World:
         if self._over:
             over, self._over = self._over, []
             for life in over:
+                if self._lives.get(life.name) is life:
+                    del self._lives[life.name]
                 self._release(life)
         self._log.flush()
 
@@ -189,7 +195,8 @@ class World:
         before = self._lives.pop(name, None)
         if before is not None:
             leaf = before.take_leaf()
-            self._over.append(before)
+            if not before.over:
+                self._over.append(before)  # it was given up: not even SIGKILL ended it
         try:
             self._keep_reserve()
             _, plan, packed, rung = self._prepare(spec)
@@ -215,6 +222,8 @@ class World:
 
         def post(event: DaemonEvent) -> None:
             self._supervisor.post_daemon(name, event)
+            if life.over and isinstance(event, Exited | Emptied):
+                self._over.append(life)
 
         life = Life(self._loop, run, plan, child=child, leaf=leaf, rung=rung, post=post)
         self._lives[name] = life
@@ -335,8 +344,7 @@ class World:
         self._plans.clear()
         if spec.chdir is not None:
             os.chdir(spec.chdir)
-        if spec.umask is not None:
-            os.umask(spec.umask)
+        os.umask(self._umask if spec.umask is None else spec.umask)
         if spec.procname_master or spec.auto_procname:
             set_title(spec)
         watched = [
@@ -441,6 +449,24 @@ def first_reserved_fd() -> int:
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 1 << 30 if limit < 0 else limit - min(32, limit // 4)
+
+
+def come_before_daemons() -> None:
+    """Let the scheduler prefer the master to its daemons, which stay as they would be without it.
+
+    A master that waits for the clone of its next daemon behind those that it has just started,
+    or for its turn on a machine that they keep busy, is a slow one. What it starts gets the usual
+    priority by itself: see SCHED_RESET_ON_FORK in sched(7), Linux 2.6.32. A priority that someone
+    has chosen is left alone.
+    """
+    if os.getpriority(os.PRIO_PROCESS, 0) != 0 or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return
+    try:
+        flags = os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, flags, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    except PermissionError:
+        return  # not root: as good as it was before
 
 
 def raise_file_limit() -> tuple[Limit, ...]:
