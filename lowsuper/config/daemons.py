@@ -111,13 +111,19 @@ class DaemonBuilder:
         return draft.origins.get(row.field if row else "", draft.origin)
 
     def finish(self) -> tuple[DaemonSpec, ...]:
-        """Return the daemons, each with its name; those that are wrong are left out."""
+        """Return the daemons, each with its name.
+
+        Also those that are wrong, as far as they could be read: `check` looks at the rest of them
+        too, and what has a problem is never run.
+        """
         for draft in self._drafts:
             if "command" not in draft.fields and not draft.broken and not draft.unknown:
                 self._fault(draft, draft.origin, "there is no command", "add command = ...")
-        good = [draft for draft in self._drafts if not draft.broken and not draft.unknown]
-        self._name_all(good)
-        return tuple(_build_daemon(draft) for draft in good)
+        read = [
+            draft for draft in self._drafts if "command" in draft.fields and not draft.unknown
+        ]
+        self._name_all(read)
+        return tuple(_build_daemon(draft) for draft in read)
 
     # Names.
 

@@ -5,7 +5,7 @@ from config_world import load_text
 
 from lowsuper.check import find_problems, join_path, sort_problems
 from lowsuper.config.wording import format_json, format_problem
-from lowsuper.errors import PlanError
+from lowsuper.errors import ConfigError, PlanError
 from lowsuper.model import Origin, Problem
 from lowsuper.plan import Identity
 
@@ -42,6 +42,15 @@ class World:
 def check(text, world=None):
     spec = load_text(text)
     return [format_problem(problem) for problem in find_problems(spec, world or World())]
+
+
+def test_daemon_with_a_wrong_key_is_looked_at_all_the_same():
+    text = "[uwsgi]\nattach-daemon2 = cmd=nope,uid=wwww,stop_timout=5s\n"
+    with pytest.raises(ConfigError) as caught:
+        load_text(text)
+    assert [problem.origin.key for problem in caught.value.problems] == ["stop_timout"]
+    found = {problem.origin.key for problem in find_problems(caught.value.spec, World())}
+    assert found == {"uid", "command"}
 
 
 def test_what_can_run_has_no_problem():
