@@ -105,6 +105,7 @@ class Master(Record):
     loading: bool = False  # a reload was asked for; the files are being read
     brutal: bool = False  # that reload does not wait for anybody
     again: bool = False  # another reload was asked for meanwhile
+    again_brutal: bool = False  # and that one does not wait for anybody
     asked: bool = False  # somebody asked for the stop; else it stops for a reason of its own
     impatient: bool = False  # asked to stop a second time
     code: int = 0  # what the program will end with
@@ -138,7 +139,7 @@ def step(  # noqa: C901
         case Loaded():
             return _loaded(spec, state, daemons, now)
         case LoadRefused():
-            return state.replace(loading=False, again=False), ()
+            return state.replace(loading=False, again=False, again_brutal=False), ()
         case HookEnded():
             return _hook_ended(spec, state, event, now)
         case DaemonSettled():
@@ -255,7 +256,9 @@ def _started(spec: MasterSpec, state: Master, now: Ns) -> Result:
     state = state.replace(phase=RUNNING)
     if not state.again:
         return state, say
-    state, actions = _reload(spec, state.replace(again=False), "asked for meanwhile", False, now)
+    brutal = state.again_brutal
+    state = state.replace(again=False, again_brutal=False)
+    state, actions = _reload(spec, state, "asked for meanwhile", brutal, now)
     return state, (*say, *actions)
 
 
@@ -306,7 +309,7 @@ def _reload(spec: MasterSpec, state: Master, why: str, brutal: bool, now: Ns) ->
     if spec.exit_on_reload:
         return _stop(spec, state, f"{why} with exit-on-reload", now)
     if state.phase != RUNNING or state.loading:
-        return state.replace(again=True), ()
+        return state.replace(again=True, again_brutal=state.again_brutal or brutal), ()
     state = state.replace(loading=True, brutal=brutal)
     return state, (SayMaster(MasterReloads(why, brutal)), LoadConfig())
 

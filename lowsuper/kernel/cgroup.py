@@ -19,7 +19,7 @@ import os
 from errno import EBUSY, EEXIST, ENOENT, ENOTEMPTY, ESRCH
 from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, LOCK_NB, fcntl, flock
 
-from lowsuper.errors import KernelError, UnsupportedError
+from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
 from lowsuper.kernel import process
 
 TYPE_CHECKING = False
@@ -78,6 +78,15 @@ def own_directory() -> str:
 def _read_text(path: str) -> str:
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
+
+
+class LockedError(LowsuperError):
+    """Another master holds the lock of an instance."""
+
+    def __init__(self, pid: int) -> None:
+        """Remember who; 0: unknown."""
+        super().__init__(f"locked by {pid}")
+        self.pid = pid
 
 
 class Leaf:
@@ -236,7 +245,7 @@ def open_tree(instance: str) -> Tree:
 
     Raises:
         UnsupportedError: this machine or sandbox does not let us; the text says why.
-        BlockingIOError: another master holds the lock.
+        LockedError: another master holds the lock.
     """
     parent = own_directory()
     path = f"{parent.rstrip('/')}/lowsuper-{instance[:MAX_NAME]}"
@@ -251,10 +260,11 @@ def open_tree(instance: str) -> Tree:
         base_fd = os.open(name, DIRECTORY, dir_fd=parent_fd)
         _lock(base_fd)
         tree = Tree(path, parent_fd, base_fd)
-    except BlockingIOError:
+    except BlockingIOError as error:
+        holder = find_lock_holder(base_fd)
         os.close(base_fd)
         os.close(parent_fd)
-        raise
+        raise LockedError(holder) from error
     except OSError as error:
         if base_fd >= 0:
             os.close(base_fd)
@@ -289,10 +299,21 @@ def sweep_unlocked(prefix: str) -> None:
         if entry.startswith(f"lowsuper-{prefix}"):
             try:
                 tree = open_tree(entry.removeprefix("lowsuper-"))
-            except (BlockingIOError, UnsupportedError):
+            except (LockedError, UnsupportedError):
                 continue  # it runs, or is not ours to touch
             tree.sweep()
             tree.close(remove=True)
+
+
+def find_lock_holder(fd: int) -> int:
+    """Return the pid of the process that holds a lock on an open file, or 0. See proc_locks(5)."""
+    inode = os.fstat(fd).st_ino
+    for line in _read_text("/proc/locks").splitlines():
+        fields = line.split()
+        # "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF"
+        if "->" not in fields and fields[5].rpartition(":")[2] == str(inode):
+            return max(0, int(fields[4]))
+    return 0
 
 
 def _lock(fd: int) -> None:

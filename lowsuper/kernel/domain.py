@@ -87,10 +87,11 @@ class Domains:
             cgroup.sweep_unlocked(f"{COMMAND_LINE}-")
             self._tree = cgroup.open_tree(instance_id(spec))
             found = self._tree.sweep()
-        except BlockingIOError as error:
+        except cgroup.LockedError as error:
+            who = f"with pid {error.pid}" if error.pid else "in another pid namespace"
             raise InstanceRunsError(
-                f"{spec.files[0] if spec.files else spec.name} is already run by another lowsuper; "
-                f"stop that one first, or give one of them another name (instance = NAME)"
+                f"{spec.files[0] if spec.files else spec.name} is already run by another lowsuper, "
+                f"{who}; stop that one first, or give one of them another name (instance = NAME)"
             ) from error
         except UnsupportedError as error:
             if spec.kill_domain == "cgroup":

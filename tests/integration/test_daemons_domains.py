@@ -285,7 +285,7 @@ def test_second_master_of_the_same_file_says_so_and_ends(masters):
     pid = first.pid_of("web")
     second = masters.launch("test.ini")
     assert second.wait() == 125
-    assert second.has_said(r"test\.ini is already run by another lowsuper")
+    assert second.has_said(rf"test\.ini is already run by another lowsuper, with pid {first.pid};")
     assert is_alive(pid)
     assert first.stop() == 0
     # Now it can run.

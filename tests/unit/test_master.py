@@ -347,6 +347,15 @@ def test_reload_when_booting_is_remembered():
     assert not play.state.again
 
 
+def test_reload_brutal_when_booting_is_remembered_as_brutal():
+    play = Play(config(daemon("a")))
+    play.step(Boot())
+    assert play.step(FifoByte("R")) == play.step(Signalled(HUP)) == []
+    note = MasterReloads("asked for meanwhile", brutal=True)
+    assert play.settle("a")[-2:] == [SayMaster(note), LoadConfig()]
+    assert play.load(play.spec)[:1] == [TellAll(Kill())]
+
+
 def test_reload_when_reloading_is_remembered_once():
     play = Play(config(daemon("a"))).boot()
     play.step(Signalled(HUP))
