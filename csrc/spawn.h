@@ -101,7 +101,8 @@ struct lowsuper_fd {
 
 enum lowsuper_limits {
 	LOWSUPER_PLAN_MAGIC = 0x6c737031,
-	LOWSUPER_FDS_MAX = 1024		/* descriptors of one plan */
+	LOWSUPER_FDS_MAX = 1024,	/* descriptors of one plan */
+	LOWSUPER_HIGH_FD = 256		/* from here on: not for children, see spawn.c */
 };
 
 /* How to clone. */

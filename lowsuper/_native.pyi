@@ -81,6 +81,7 @@ class _Lib(Protocol):
     LOWSUPER_DIES_WITH_MASTER: int
     LOWSUPER_PLAN_MAGIC: int
     LOWSUPER_FDS_MAX: int
+    LOWSUPER_HIGH_FD: int
     LOWSUPER_WAY_AUTO: int
     LOWSUPER_WAY_CLONE3: int
     LOWSUPER_WAY_CLONE: int

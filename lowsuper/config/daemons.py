@@ -119,9 +119,7 @@ class DaemonBuilder:
         for draft in self._drafts:
             if "command" not in draft.fields and not draft.broken and not draft.unknown:
                 self._fault(draft, draft.origin, "there is no command", "add command = ...")
-        read = [
-            draft for draft in self._drafts if "command" in draft.fields and not draft.unknown
-        ]
+        read = [draft for draft in self._drafts if "command" in draft.fields and not draft.unknown]
         self._name_all(read)
         return tuple(_build_daemon(draft) for draft in read)
 

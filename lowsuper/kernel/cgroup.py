@@ -21,6 +21,7 @@ from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, LOCK_NB, fcntl, flock
 
 from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
 from lowsuper.kernel import process
+from lowsuper.kernel.native import HIGH_FD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 MAX_NAME = 200
-HIGH_FD = 256
 
 
 def find_mount(mountinfo: str) -> tuple[str, str] | None:
@@ -282,7 +282,7 @@ def open_tree(instance: str) -> Tree:
 def _move_high(fd: int) -> int:
     """Return the descriptor under a number out of the way of those that children get.
 
-    A child copies the master's low descriptors only: see HIGH_FD in csrc/spawn.c.
+    A child copies the master's low descriptors only: see `native.HIGH_FD`.
     """
     try:
         high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD)

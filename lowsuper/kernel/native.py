@@ -26,6 +26,8 @@ except ImportError as error:
 
 ffi, lib = _native.ffi, _native.lib
 
+HIGH_FD = lib.LOWSUPER_HIGH_FD
+"""Descriptors from here on are the master's alone: children do not get a copy. See csrc/spawn.c."""
 SIGNALS_AT_ONCE = 16
 _signals = ffi.new("struct lowsuper_signal[]", SIGNALS_AT_ONCE)
 _exit_info = ffi.new("struct lowsuper_exit_info *")

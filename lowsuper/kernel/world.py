@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 from errno import EMFILE
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from time import monotonic_ns
 
 from lowsuper import report
@@ -33,6 +34,7 @@ from lowsuper.kernel.fifo import MasterFifo
 from lowsuper.kernel.life import Life
 from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import Loop
+from lowsuper.kernel.native import HIGH_FD
 from lowsuper.kernel.pidfile import remove_pidfile, write_pidfile
 from lowsuper.kernel.privilege import become, resolve, resolve_master
 from lowsuper.kernel.spawn import Spawner, pack
@@ -63,6 +65,7 @@ SIGNALS = (1, 2, 3, 10, 12, 15, 17)  # HUP INT QUIT USR1 USR2 TERM CHLD
 SIGCHLD = 17
 RLIMIT_NOFILE = 7
 NICE = -10
+MARGIN = 64  # descriptors; far more than one start takes
 
 
 class World:
@@ -105,6 +108,7 @@ class World:
         self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._limits = raise_file_limit()
         self._first_reserved = first_reserved_fd()
+        self._last_pidfd = -1
         self._spawner = Spawner()
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
@@ -228,16 +232,26 @@ class World:
         life = Life(self._loop, run, plan, child=child, leaf=leaf, rung=rung, post=post)
         self._lives[name] = life
         self._children[child.pid] = life.on_exit
+        self._last_pidfd = child.pidfd
         return None
 
     def _keep_reserve(self) -> None:
         """Refuse a start that would leave the master too few descriptors to end what it has.
 
         Raises:
-            OSError: EMFILE. The kernel gives the lowest free number.
+            OSError: EMFILE.
         """
-        fd = os.dup(self._null_fd)
-        os.close(fd)
+        # The pidfd of the last start tells how far the high numbers are taken.
+        if HIGH_FD <= self._last_pidfd < self._first_reserved - MARGIN:
+            return
+        # Those of daemons are high; where there are hardly any high ones, all are alike.
+        lowest = HIGH_FD if self._first_reserved > HIGH_FD else 0
+        try:
+            fd = fcntl(self._null_fd, F_DUPFD_CLOEXEC, lowest)
+        except OSError:
+            fd = self._first_reserved
+        else:
+            os.close(fd)
         if fd >= self._first_reserved:
             raise KernelError("spawn", EMFILE, "", "raise the hard limit of open files")
 
