@@ -41,9 +41,9 @@ def test_all_errors_come_in_the_order_of_the_lines_and_end_with_78(check):
     )
     assert status == 78
     assert [line.split(" ")[0] for line in text.splitlines()] == [
-        "a.ini:2:", "a.ini:3:", "a.ini:4:", "a.ini:5:", "a:",
+        "a.ini:2:", "a.ini:3:", "a.ini:4:", "a.ini:5:", "a.ini:5:", "a:",
     ]  # fmt: skip
-    assert text.endswith("a: 1 daemon, 4 errors, no warnings\n")
+    assert text.endswith("a: 2 daemons, 5 errors, no warnings\n")
 
 
 def test_json_is_one_object(check):
