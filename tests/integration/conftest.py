@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from masters import Masters
 
 from lowsuper.kernel import native
 
+NOBODY = 65534
+
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left(tmp_path_factory):
@@ -20,6 +23,21 @@ def nothing_is_left(tmp_path_factory):
     yield
     problems = before.compare()
     assert not problems, "left by the tests:\n" + "\n".join(problems)
+
+
+@pytest.fixture
+def not_root():
+    """Return what makes root an ordinary user for the rest of the test; others are one already."""
+    uid, gid = os.geteuid(), os.getegid()
+
+    def become_nobody() -> None:
+        if uid == 0:
+            os.setegid(NOBODY)
+            os.seteuid(NOBODY)
+
+    yield become_nobody
+    os.seteuid(uid)
+    os.setegid(gid)
 
 
 @pytest.fixture

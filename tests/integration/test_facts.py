@@ -12,7 +12,6 @@ from lowsuper.plan import Identity
 
 ORIGIN = Origin("a.ini", 3, "attach-daemon2", "cmd=x")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs: root")
-needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="needs: a user who is not root")
 
 
 def refuse(user, group=None):
@@ -75,8 +74,8 @@ def test_number_that_no_kernel_takes_is_refused(number):
     assert "larger than" in refuse(number, number).reason
 
 
-@needs_user
-def test_other_user_is_refused_without_root():
+def test_other_user_is_refused_without_root(not_root):
+    not_root()
     assert "as root" in refuse("0", "0").advice
     own = read_own_identity()
     assert resolve_identity(str(own.uid), str(own.gid), ORIGIN) is None

@@ -67,10 +67,10 @@ def test_line_of_two_megabytes_is_refused_with_its_number(write):
     assert refuse(write(b"[uwsgi]\nchdir = " + b"x" * 2_000_000)) == ["line 2 is longer than 1 MiB"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="needs: a user who is not root")
-def test_unreadable_file_is_refused(write):
+def test_unreadable_file_is_refused(write, not_root):
     path = write("[uwsgi]\n")
     os.chmod(path, 0)
+    not_root()
     assert refuse(path) == ["Permission denied"]
 
 
