@@ -18,7 +18,7 @@ set -eu
 
 build_packages='gcc libc6-dev libcap-dev'  # libcap-dev: python-prctl is compiled against it
 example_packages='memcached redis-server'
-test_packages='procps strace'
+test_packages='procps strace uwsgi-core'  # uwsgi-core: tests compare with the original
 services='memcached redis-server'
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
