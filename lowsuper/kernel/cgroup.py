@@ -16,6 +16,7 @@ membership read again before anything is sent.
 from __future__ import annotations
 
 import os
+import time
 from errno import EBUSY, EEXIST, ENOENT, ENOTEMPTY, ESRCH
 from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, LOCK_NB, fcntl, flock
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 MAX_NAME = 200
+PATIENCE = 8.0  # seconds; a guard takes up to 5 for what is slow to die
+LOCK_PAUSE = 0.02
 
 
 def find_mount(mountinfo: str) -> tuple[str, str] | None:
@@ -237,11 +240,15 @@ class Tree:
             os.close(fd)
 
 
-def open_tree(instance: str) -> Tree:
+def open_tree(instance: str, patience: float = PATIENCE) -> Tree:
     """Make, or take over, and lock the directories of an instance below our own cgroup.
+
+    The guard of a master that was killed shares its lock until it has cleaned up, so a next
+    master that is quick waits for it.
 
     Args:
         instance: a name that is the same at every start of the same configuration.
+        patience: how many seconds to wait for such a guard.
 
     Raises:
         UnsupportedError: this machine or sandbox does not let us; the text says why.
@@ -255,21 +262,16 @@ def open_tree(instance: str) -> Tree:
         raise UnsupportedError(f"cgroup v2: cannot open {parent}: {error.strerror}") from error
     base_fd = -1
     try:
-        name = path.rpartition("/")[2]
-        _make_directory(name, parent_fd)
-        base_fd = os.open(name, DIRECTORY, dir_fd=parent_fd)
-        _lock(base_fd)
+        base_fd = _lock_directory(path.rpartition("/")[2], parent_fd, patience)
         tree = Tree(path, parent_fd, base_fd)
-    except BlockingIOError as error:
-        holder = find_lock_holder(base_fd)
-        os.close(base_fd)
-        os.close(parent_fd)
-        raise LockedError(holder) from error
     except OSError as error:
         if base_fd >= 0:
             os.close(base_fd)
         os.close(parent_fd)
         raise UnsupportedError(f"cgroup v2: cannot make {path}: {error.strerror}") from error
+    except LockedError:
+        os.close(parent_fd)
+        raise
     try:
         os.stat("cgroup.kill", dir_fd=tree.dumb_fd)
     except OSError as error:
@@ -277,6 +279,43 @@ def open_tree(instance: str) -> Tree:
         why = f"cgroup v2: no cgroup.kill (Linux 5.14): {error.strerror}"
         raise UnsupportedError(why) from error
     return tree
+
+
+def _lock_directory(name: str, parent_fd: int, patience: float) -> int:
+    """Return the descriptor of a locked directory, which the caller closes.
+
+    Raises:
+        LockedError: it is locked by a master that lives, or for longer than `patience`.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        _make_directory(name, parent_fd)
+        try:
+            fd = os.open(name, DIRECTORY, dir_fd=parent_fd)
+        except FileNotFoundError:
+            continue  # removed since, by who had the lock
+        try:
+            flock(fd, LOCK_EX | LOCK_NB)
+            # Race: whoever had the lock removed the directory just before it let go of it.
+            if _is_same(fd, name, parent_fd):
+                return fd
+        except BlockingIOError as error:
+            holder = find_lock_holder(fd)
+            if process.is_running(holder) or time.monotonic() >= deadline:
+                os.close(fd)
+                raise LockedError(holder) from error
+            time.sleep(LOCK_PAUSE)  # nothing tells of the end of a lock
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _is_same(fd: int, name: str, dir_fd: int) -> bool:
+    try:
+        return os.stat(name, dir_fd=dir_fd).st_ino == os.fstat(fd).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _move_high(fd: int) -> int:
@@ -298,7 +337,7 @@ def sweep_unlocked(prefix: str) -> None:
     for entry in os.listdir(parent):
         if entry.startswith(f"lowsuper-{prefix}"):
             try:
-                tree = open_tree(entry.removeprefix("lowsuper-"))
+                tree = open_tree(entry.removeprefix("lowsuper-"), patience=0)
             except (LockedError, UnsupportedError):
                 continue  # it runs, or is not ours to touch
             tree.sweep()
@@ -314,10 +353,6 @@ def find_lock_holder(fd: int) -> int:
         if "->" not in fields and fields[5].rpartition(":")[2] == str(inode):
             return max(0, int(fields[4]))
     return 0
-
-
-def _lock(fd: int) -> None:
-    flock(fd, LOCK_EX | LOCK_NB)
 
 
 def _make_directory(name: str, dir_fd: int) -> None:

@@ -16,12 +16,25 @@ from lowsuper.kernel.native import ExitInfo, peek_child, peek_status, reap
 __all__ = [
     "ExitInfo",
     "exit_info",
+    "is_running",
     "open_pidfd",
     "peek_child",
     "peek_status",
     "reap",
     "send_signal",
 ]
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process has this pid now and is no zombie; only to inform, never to act on.
+
+    See proc_pid_stat(5).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def open_pidfd(pid: int) -> int:

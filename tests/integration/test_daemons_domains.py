@@ -265,6 +265,25 @@ def test_next_master_sweeps_when_guard_and_master_were_killed(masters):
     assert not masters.cgroups()
 
 
+def test_next_master_waits_for_a_guard_that_still_cleans_up(masters):
+    """The guard shares the lock of its master, and takes the directories away at its end."""
+    master = start_guarded(masters, "attach-daemon2 = cmd=sleep 1000,name=web")
+    pid, guard = master.pid_of("web"), os.pidfd_open(master.guard())
+    signal.pidfd_send_signal(guard, signal.SIGSTOP)
+    master.kill()
+    again = masters.launch("test.ini")
+    ended = select.poll()
+    ended.register(again.pidfd, select.POLLIN)
+    assert not ended.poll(700), "it should wait"  # that it does nothing is what is tested
+    signal.pidfd_send_signal(guard, signal.SIGCONT)
+    os.close(guard)
+    again.wait_ready()
+    assert not is_alive(pid)
+    assert is_alive(again.pid_of("web"))
+    assert again.stop() == 0
+    assert not masters.cgroups()
+
+
 @each_rung
 @pytest.mark.parametrize("seed", range(4))
 def test_master_killed_at_any_moment_of_the_start_leaves_nothing(masters, rung, seed):
