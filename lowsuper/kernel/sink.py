@@ -42,7 +42,7 @@ class Sink:
 
     def redirect(self, fd: int) -> None:
         """Write to another descriptor from now on; it stays the caller's."""
-        self._release()
+        self.close()
         mode = os.fstat(fd).st_mode
         self._fd, self._socket = fd, None
         if stat.S_ISSOCK(mode):
@@ -66,21 +66,26 @@ class Sink:
     def flush(self) -> None:
         """Write what there is, as far as the reader takes it."""
         if self._lines:
-            text, self._lines = b"".join(self._lines), []
-            if len(self._left) + len(text) > LIMIT:
-                self._dropped += text.count(b"\n")
-            else:
-                self._left += text
+            self._left += b"".join(self._lines)
+            self._lines = []
         while self._left:
             written = self._write(self._left)
             if written <= 0:
                 if written < 0:
+                    self._keep_within_limit()
                     self._wait()
                 return
             self._left = self._left[written:]
             if not self._left and self._dropped:
                 self._left = b"lowsuper: %d lines were lost: nobody read them\n" % self._dropped
                 self._dropped = 0
+
+    def _keep_within_limit(self) -> None:
+        """Drop the newest of the lines that nobody takes."""
+        if len(self._left) > LIMIT:
+            end = self._left.rfind(b"\n", 0, LIMIT) + 1
+            self._dropped += self._left.count(b"\n", end)
+            self._left = self._left[:end]
 
     def drain(self, patience: float) -> None:
         """Flush, and wait up to `patience` seconds for a slow reader: the program ends."""
@@ -126,7 +131,8 @@ class Sink:
             self._loop.unwatch(self._fd)
             self._waiting = False
 
-    def _release(self) -> None:
+    def close(self) -> None:
+        """Close what the sink opened; `redirect` gives it another place."""
         self._stop_waiting()
         if self._socket is not None:
             self._socket.close()
