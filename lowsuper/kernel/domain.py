@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-from errno import ETIMEDOUT
+from errno import EBUSY, EOPNOTSUPP, ETIMEDOUT
 from zlib import crc32
 
 from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
@@ -119,10 +119,21 @@ class Domains:
             self._say("daemons cannot be born in their cgroup here; they enter it, which is slower")
 
     def choose(self, spec: DaemonSpec, master: MasterSpec) -> tuple[str, str]:
-        """Return the rung of a daemon, by name, and the role that its plan needs."""
+        """Return the rung of a daemon, by name, and the role that its plan needs.
+
+        Raises:
+            OSError: the rung that it should have cannot be had.
+        """
         if spec.ns_pid:
             return "pidns", NSINIT if spec.ns_init else EXEC
-        self.prepare(master)
+        try:
+            self.prepare(master)
+        except LowsuperError as error:
+            # Only after a reload that needs cgroups for the first time; tried again with the next.
+            self._tried = False
+            raise KernelError("kill-domain", EBUSY, str(error)) from error
+        if self._tree is None and master.kill_domain == "cgroup":
+            raise KernelError("kill-domain", EOPNOTSUPP, "cgroup")
         if self._tree is None or master.kill_domain == "shim":
             return "shim", SHIM
         return "cgroup", EXEC

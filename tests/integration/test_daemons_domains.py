@@ -312,6 +312,18 @@ def test_second_master_of_the_same_file_says_so_and_ends(masters):
     assert third.stop() == 0
 
 
+def test_reload_that_needs_a_locked_cgroup_for_the_first_time_waits_for_it(masters):
+    first = masters.start("attach-daemon2 = cmd=sleep 1000,name=own,ns_pid")
+    text = "kill-domain = cgroup\nattach-daemon2 = cmd=sleep 1000,name=web,max_throttle=1"
+    second = masters.start(text)
+    first.signal(signal.SIGHUP)
+    first.wait_line(r"web: kill-domain .*already run by another lowsuper.*next try in 1 s")
+    assert second.stop() == 0
+    first.wait_line(r"web: started, .* kill domain cgroup")
+    assert first.stop() == 0
+    assert not masters.cgroups()
+
+
 def test_same_name_of_another_file_is_another_instance(masters):
     first = start_guarded(masters, "instance = same\nattach-daemon2 = cmd=sleep 1000,name=web")
     other = masters.begin(
