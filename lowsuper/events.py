@@ -68,10 +68,10 @@ class SpawnFailed(Record):
 
 
 class Exited(Record):
-    """The daemon's own process has ended."""
+    """The daemon's own process has ended; of one that waits for its pidfile, what was launched."""
 
     run: RunId
-    status: int  # as wait(2) gives it
+    status: int | None  # as wait(2) gives it; None: its parent, not we, will know (see Reaped)
     left: bool  # other processes of the daemon are still there; `Emptied` follows
 
 
@@ -81,8 +81,79 @@ class Emptied(Record):
     run: RunId
 
 
+# What happens to a smart daemon, which is governed by a pidfile.
+
+
+class PidfileTouched(Record):
+    """Its pidfile changed, or was removed: look again."""
+
+
+class Found(Record):
+    """The daemon runs, and is watched from now on: the answer to Look and Name."""
+
+    run: RunId
+    pid: int  # as seen by the master
+    uid: int
+    gid: int
+    rung: str  # of its kill domain: "pidns", "cgroup", "shim", "process"
+    born: Ns  # when the process began, CLOCK_MONOTONIC
+    why: str  # what it was believed for, a phrase
+
+
+class Absent(Record):
+    """No process could be believed to be the daemon: the answer to Look."""
+
+    run: RunId
+    finding: str  # what the pidfile holds and why it is not believed, a phrase
+    left: bool  # processes of it are there all the same; `Emptied` follows
+    telling: bool  # the operator should know the finding: it is more than "there is no pidfile"
+
+
+class NotNamed(Record):
+    """The pidfile could not be written: the other answer to Name."""
+
+    run: RunId
+    finding: str  # what failed, a phrase
+
+
+class HeldBy(Record):
+    """Another master governs this pidfile: the third answer to Look; `Freed` follows."""
+
+    run: RunId
+    holder: str  # who, a phrase
+
+
+class Freed(Record):
+    """The other master has let go of the pidfile."""
+
+    run: RunId
+
+
+class Reaped(Record):
+    """The exit status of a process whose `Exited` came without one."""
+
+    run: RunId
+    status: int  # as wait(2) gives it
+
+
 DaemonEvent = (
-    Start | Stop | Reload | Kill | Touched | Timer | ExecOk | SpawnFailed | Exited | Emptied
+    Start
+    | Stop
+    | Reload
+    | Kill
+    | Touched
+    | Timer
+    | ExecOk
+    | SpawnFailed
+    | Exited
+    | Emptied
+    | PidfileTouched
+    | Found
+    | Absent
+    | NotNamed
+    | HeldBy
+    | Freed
+    | Reaped
 )
 
 # What one daemon asks for.
@@ -103,6 +174,30 @@ class Signal(Record):
 
 class KillDomain(Record):
     """SIGKILL everything that belongs to the daemon."""
+
+    run: RunId
+
+
+class Look(Record):
+    """See whether a smart daemon runs; answers with Found, Absent or HeldBy."""
+
+    run: RunId
+
+
+class Name(Record):
+    """Write the pidfile of the program that runs; answers with Found or NotNamed."""
+
+    run: RunId
+
+
+class Unname(Record):
+    """Remove the pidfile that Name has written, if it is still that one."""
+
+    run: RunId
+
+
+class Leave(Record):
+    """Let go of a smart daemon and of its pidfile: what runs of it runs on."""
 
     run: RunId
 
@@ -144,7 +239,19 @@ class Say(Record):
 
 
 DaemonAction = (
-    Spawn | Signal | KillDomain | SetTimer | CancelTimer | Settled | WentDown | ControlEnded | Say
+    Spawn
+    | Signal
+    | KillDomain
+    | Look
+    | Name
+    | Unname
+    | Leave
+    | SetTimer
+    | CancelTimer
+    | Settled
+    | WentDown
+    | ControlEnded
+    | Say
 )
 
 # What happens to the master.
@@ -328,6 +435,7 @@ class DaemonStarted(Record):
     uid: int
     gid: int
     rung: str
+    pidfile_after: Ns | None = None  # how long its pidfile took; None: it has none
 
 
 class DaemonNotStarted(Record):
@@ -345,7 +453,7 @@ class DaemonDied(Record):
 
     name: str
     pid: int
-    status: int
+    status: int | None  # None: unknown
     age: Ns
     left: bool  # processes of it are still there and are ended first
     retry: Ns | None  # the pause before the next start; None: there will be none
@@ -394,6 +502,97 @@ class DaemonSlow(Record):
 
     name: str
     waited: Ns
+
+
+class DaemonInBackground(Record):
+    """A plain daemon's program put itself into the background; its kill domain is watched."""
+
+    name: str
+    pid: int
+    age: Ns
+
+
+class DaemonFound(Record):
+    """A smart daemon runs already, and is taken over."""
+
+    name: str
+    pid: int
+    uid: int
+    gid: int
+    rung: str
+    age: Ns
+    why: str
+
+
+class DaemonFinding(Record):
+    """What was found where a smart daemon's pidfile should be, before a start."""
+
+    name: str
+    finding: str
+
+
+class DaemonHeld(Record):
+    """Another master governs the same pidfile."""
+
+    name: str
+    pidfile: str
+    holder: str
+
+
+class DaemonAwaited(Record):
+    """Processes of a smart daemon are there; its pidfile has to name one of them."""
+
+    name: str
+    pid: int  # of the one that has ended; 0: they are from before this master
+    status: int | None
+    finding: str
+    patience: Ns
+
+
+class DaemonNotReady(Record):
+    """No process was named by the pidfile in time, or none is left that could be."""
+
+    name: str
+    finding: str
+    launcher: int | None  # exit status of what was launched, if it has ended
+    waited: Ns
+    left: bool  # processes of it are still there and are ended first
+    retry: Ns | None
+
+
+class DaemonMoved(Record):
+    """A smart daemon is another process now: its pidfile says so."""
+
+    name: str
+    old: int
+    new: int
+    why: str
+
+
+class DaemonDoubted(Record):
+    """The pidfile of a daemon that runs does not name it any more."""
+
+    name: str
+    pid: int
+    finding: str
+    renamed: bool  # lowsuper writes it again
+
+
+class DaemonLeft(Record):
+    """A smart daemon was let go of and runs on."""
+
+    name: str
+    pid: int  # 0: it had not been named yet
+    why: str  # "stop", "reload"
+    signal: int | None  # that it was sent, because of notifypid
+
+
+class DaemonReaped(Record):
+    """The exit status of a daemon that was not our child came after the news of its end."""
+
+    name: str
+    pid: int
+    status: int
 
 
 class HookRuns(Record):
@@ -468,6 +667,16 @@ Note = (
     | DaemonGone
     | DaemonStuck
     | DaemonSlow
+    | DaemonInBackground
+    | DaemonFound
+    | DaemonFinding
+    | DaemonHeld
+    | DaemonAwaited
+    | DaemonNotReady
+    | DaemonMoved
+    | DaemonDoubted
+    | DaemonLeft
+    | DaemonReaped
     | HookRuns
     | HookFailed
     | AllStarted

@@ -63,6 +63,10 @@ class DaemonSpec(Record):
     chdir: str | None = None
     max_throttle: Ns | None = None  # the longest pause between two starts; None: 300 s
     stop_timeout: Ns | None = None  # from the stop signal to SIGKILL; None: MasterSpec.reload_mercy
+    pidfile: str | None = None  # governed by this file: a smart daemon, which survives the master
+    freq: Ns = Ns(10 * SECOND)  # how long its pidfile may take to name it
+    daemonize: bool = False  # lowsuper writes the pidfile, not the daemon
+    notify_pid: bool = False  # a stop or reload of the master is told to it by a signal
     requires: tuple[str, ...] = ()  # daemons that must be ready first, and without which this stops
     after: tuple[str, ...] = ()  # daemons that must be ready first
 
@@ -116,6 +120,7 @@ class MasterSpec(Record):
     daemons_honour_stdin: bool = False
     vacuum: bool = False  # remove pidfiles and fifos that we made at the end
     master_fifo: tuple[str, ...] = ()  # slot 0, 1, ...
+    state_dir: str | None = None  # of the records of smart daemons; None: below /run/lowsuper
     kill_domain: str = "auto"  # auto, cgroup or shim: the rung for daemons without ns_pid
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
     origins: tuple[Origin, ...] = ()  # of the master's own options, in file order
