@@ -136,25 +136,11 @@ class Reaped(Record):
     status: int  # as wait(2) gives it
 
 
-DaemonEvent = (
-    Start
-    | Stop
-    | Reload
-    | Kill
-    | Touched
-    | Timer
-    | ExecOk
-    | SpawnFailed
-    | Exited
-    | Emptied
-    | PidfileTouched
-    | Found
-    | Absent
-    | NotNamed
-    | HeldBy
-    | Freed
-    | Reaped
+PlainEvent = (
+    Start | Stop | Reload | Kill | Touched | Timer | ExecOk | SpawnFailed | Exited | Emptied
 )
+SmartEvent = PidfileTouched | Found | Absent | NotNamed | HeldBy | Freed | Reaped
+DaemonEvent = PlainEvent | SmartEvent
 
 # What one daemon asks for.
 
@@ -624,6 +610,7 @@ class MasterStops(Record):
 
     why: str
     count: int  # daemons that are asked to end
+    smart: int = 0  # daemons that are left running
 
 
 class MasterKills(Record):

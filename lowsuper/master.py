@@ -397,7 +397,9 @@ def _stop(
     if state.phase == STOPPING:
         state = state.replace(impatient=True)
         return state, (SayMaster(MasterKills(why)), TellAll(Kill()), *hook)
-    say: Actions = (SayMaster(MasterStops(why, state.alive - gone)), TellAll(Stop()), *hook)
+    smart = min(state.alive - gone, sum(daemon.pidfile is not None for daemon in spec.daemons))
+    stops = MasterStops(why, state.alive - gone - smart, smart)
+    say: Actions = (SayMaster(stops), TellAll(Stop()), *hook)
     # Commands for the unprivileged user are not run by a master that never became it.
     hooks = () if DROP in state.todo else _hooks(spec, "as-user-atexit")
     todo = (DRAIN, *hooks, FINISH)

@@ -9,11 +9,21 @@ from __future__ import annotations
 from lowsuper.errors import assert_never
 from lowsuper.events import (
     AllStarted,
+    DaemonAwaited,
     DaemonDied,
+    DaemonDoubted,
     DaemonEnding,
+    DaemonFinding,
+    DaemonFound,
     DaemonGone,
+    DaemonHeld,
+    DaemonInBackground,
     DaemonKilled,
+    DaemonLeft,
+    DaemonMoved,
+    DaemonNotReady,
     DaemonNotStarted,
+    DaemonReaped,
     DaemonSlow,
     DaemonStarted,
     DaemonStuck,
@@ -26,7 +36,7 @@ from lowsuper.events import (
     MasterReloads,
     MasterStops,
 )
-from lowsuper.machine import Backoff, Broken, Down, Starting, Stopping, Up
+from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up
 from lowsuper.units import SECOND, Ns
 
 TYPE_CHECKING = False
@@ -103,13 +113,26 @@ def format_note(note: Note) -> str:
             | DaemonGone()
             | DaemonStuck()
             | DaemonSlow()
+            | DaemonInBackground()
         ):
             return f"{note.name}: {_daemon_words(note)}"
+        case (
+            DaemonFound()
+            | DaemonFinding()
+            | DaemonHeld()
+            | DaemonAwaited()
+            | DaemonNotReady()
+            | DaemonMoved()
+            | DaemonDoubted()
+            | DaemonLeft()
+            | DaemonReaped()
+        ):
+            return f"{note.name}: {_smart_words(note)}"
         case _:
             return _master_words(note)
 
 
-def _daemon_words(
+def _daemon_words(  # noqa: C901
     note: DaemonStarted
     | DaemonNotStarted
     | DaemonDied
@@ -117,11 +140,13 @@ def _daemon_words(
     | DaemonKilled
     | DaemonGone
     | DaemonStuck
-    | DaemonSlow,
+    | DaemonSlow
+    | DaemonInBackground,
 ) -> str:
     match note:
-        case DaemonStarted(pid=pid, uid=uid, gid=gid, rung=rung):
-            return f"started, pid {pid}, uid {uid}, gid {gid}, kill domain {rung}"
+        case DaemonStarted(pidfile_after=after):
+            named = "" if after is None else f"; its pidfile came after {format_duration(after)}"
+            return f"started, {_who(note)}{named}"
         case DaemonNotStarted():
             return _not_started(note)
         case DaemonDied():
@@ -149,8 +174,73 @@ def _daemon_words(
                 f"has been starting for {format_duration(waited)} without reaching its program "
                 f"(a dead network file system?)"
             )
+        case DaemonInBackground(pid=pid, age=age):
+            return (
+                f"{_pid(pid)}exited with 0 after {format_duration(age)} and left processes "
+                "running: it seems to put itself into the background; they are watched now, but "
+                "smart-attach-daemon with its pidfile, or its option for the foreground, is what "
+                "it needs"
+            )
         case _:
             assert_never(note)
+
+
+def _who(note: DaemonStarted | DaemonFound) -> str:
+    return f"pid {note.pid}, uid {note.uid}, gid {note.gid}, kill domain {note.rung}"
+
+
+def _smart_words(
+    note: DaemonFound
+    | DaemonFinding
+    | DaemonHeld
+    | DaemonAwaited
+    | DaemonNotReady
+    | DaemonMoved
+    | DaemonDoubted
+    | DaemonLeft
+    | DaemonReaped,
+) -> str:
+    match note:
+        case DaemonFound(age=age, why=why):
+            return f"found running for {format_duration(age)}, {_who(note)}: {why}"
+        case DaemonFinding(finding=finding):
+            return f"{finding}; starting"
+        case DaemonHeld(pidfile=pidfile, holder=holder):
+            return f"the pidfile {pidfile} is governed by {holder}; left to it until it lets go"
+        case DaemonAwaited(pid=pid, status=status, finding=finding, patience=patience):
+            what = (
+                f"{_pid(pid)}{format_status(status)} and left" if pid else "an earlier start left"
+            )
+            return (
+                f"{what} processes behind; {finding}; waiting up to {format_duration(patience)} "
+                "for the pidfile to name one of them"
+            )
+        case DaemonNotReady():
+            return _not_ready(note)
+        case DaemonMoved(old=old, new=new, why=why):
+            return f"is pid {new} now, no longer {old}: {why}"
+        case DaemonDoubted(pid=pid, finding=finding, renamed=renamed):
+            again = "; written again" if renamed else ""
+            return f"{finding}, but pid {pid} runs and stays watched{again}"
+        case DaemonLeft(pid=pid, why=why, signal=signal):
+            who = f", pid {pid}" if pid else ""
+            told = "" if signal is None else f", told by {format_signal(signal)}"
+            return f"{why}: left running{who}{told}"
+        case DaemonReaped(pid=pid, status=status):
+            return f"pid {pid} {format_status(status)}, says its parent now"
+        case _:
+            assert_never(note)
+
+
+def _not_ready(note: DaemonNotReady) -> str:
+    if note.launcher is not None:
+        launcher = f"what was launched {format_status(note.launcher)}"
+    elif note.left:
+        launcher = "what was launched still runs"
+    else:
+        launcher = "nothing of it runs"
+    after = "ending what is there first" if note.left else _next_start(note.retry)
+    return f"not ready after {format_duration(note.waited)}: {note.finding}; {launcher}; {after}"
 
 
 def _not_started(note: DaemonNotStarted) -> str:
@@ -193,8 +283,9 @@ def _master_words(
         case AllStarted(count=count, failed=failed, took=took):
             some = f", {failed} could not be started yet" if failed else ""
             return f"ready: {_daemons(count - failed)} up after {format_duration(took)}{some}"
-        case MasterStops(why=why, count=count):
-            return f"{why}: stopping {_daemons(count)}"
+        case MasterStops(why=why, count=count, smart=smart):
+            alone = f", leaving {_daemons(smart)} running" if smart else ""
+            return f"{why}: stopping {_daemons(count)}{alone}"
         case MasterKills(why=why):
             return f"{why} again: SIGKILL to everything"
         case MasterReloads(why=why, brutal=brutal):
@@ -218,6 +309,11 @@ def describe_state(state: State, now: Ns) -> str:
     match state:
         case Down():
             return "down"
+        case Looking(held=held):
+            return "another master governs its pidfile" if held else "looking whether it runs"
+        case Awaiting(since=since, pid=pid):
+            waited = format_duration(now - since)
+            return f"waiting for its pidfile, {_pid(pid)}for {waited}"
         case Starting(since=since):
             return f"starting for {format_duration(now - since)}"
         case Broken():

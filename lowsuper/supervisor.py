@@ -23,9 +23,12 @@ from lowsuper.events import (
     Forget,
     KillDomain,
     KillHook,
+    Leave,
     LoadConfig,
     Loaded,
     LoadRefused,
+    Look,
+    Name,
     ReopenLogs,
     RunHook,
     Say,
@@ -39,6 +42,7 @@ from lowsuper.events import (
     Start,
     Tell,
     TellAll,
+    Unname,
     WentDown,
     WritePidfiles,
 )
@@ -49,11 +53,15 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from lowsuper.events import (
+        Absent,
         DaemonAction,
         DaemonEvent,
+        Found,
+        HeldBy,
         MasterAction,
         MasterEvent,
         Note,
+        NotNamed,
         SpawnFailed,
     )
     from lowsuper.machine import State
@@ -78,6 +86,18 @@ if TYPE_CHECKING:
 
         def kill(self, name: str, run: RunId) -> None:
             """SIGKILL everything of a daemon."""
+
+        def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | HeldBy:
+            """See whether a smart daemon runs, and watch it if it does."""
+
+        def name(self, spec: DaemonSpec, run: RunId) -> Found | NotNamed:
+            """Write the pidfile of the program that runs."""
+
+        def unname(self, spec: DaemonSpec, run: RunId) -> None:
+            """Remove the pidfile that `name` has written, if it is still that one."""
+
+        def leave(self, spec: DaemonSpec, run: RunId) -> None:
+            """Let go of a smart daemon and of its pidfile."""
 
         def set_timer(self, name: str, run: RunId, at: Ns) -> None:
             """Set the daemon's only timer."""
@@ -207,10 +227,29 @@ class Supervisor:
                 effects.signal(name, run, signal)
             case KillDomain(run=run):
                 effects.kill(name, run)
+            case Look() | Name() | Unname() | Leave():
+                self._perform_smart(name, spec, action)
             case WentDown(abandoned=abandoned):
                 self._inner.append((None, DaemonDown(name, abandoned)))
             case ControlEnded(status=status):
                 self._inner.append((None, DaemonEnded(name, status)))
+            case _:
+                assert_never(action)
+
+    def _perform_smart(
+        self, name: str, spec: DaemonSpec, action: Look | Name | Unname | Leave
+    ) -> None:
+        """Perform what concerns a daemon's pidfile."""
+        effects = self._effects
+        match action:
+            case Look(run=run):
+                self._inner.append((name, effects.look(spec, run)))
+            case Name(run=run):
+                self._inner.append((name, effects.name(spec, run)))
+            case Unname(run=run):
+                effects.unname(spec, run)
+            case Leave(run=run):
+                effects.leave(spec, run)
             case _:
                 assert_never(action)
 

@@ -21,9 +21,10 @@ MAY_IMPORT = {
     "errors": "",
     "model": "record units",
     "events": "record units",
+    "identity": "record",
     # Decisions.
     "backoff": "units",
-    "machine": "backoff errors events record units",
+    "machine": "backoff errors events record units machine",
     "master": "errors events machine record units",
     "state": "machine record",
     "report": "errors events machine units",
@@ -56,7 +57,18 @@ UPWARDS_FOR_TYPES = {
 }
 
 PURE = {
-    *("record", "units", "errors", "model", "events", "backoff", "machine", "master", "state"),
+    *(
+        "record",
+        "units",
+        "errors",
+        "model",
+        "events",
+        "identity",
+        "backoff",
+        "machine",
+        "master",
+        "state",
+    ),
     *("report", "plan", "command", "config", "supervisor"),
 }
 STDLIB_OF_PURE = {"_collections", "_signal", "collections"}

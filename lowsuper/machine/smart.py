@@ -1,0 +1,364 @@
+# ruff: noqa: PLR0911, RET503  # tables of cases that end in assert_never
+"""The table of the states that only a smart daemon has: one that is governed by a pidfile.
+
+It survives the master: a Stop or a Reload lets go of it. Before each start it is asked whether
+it runs already, and after each start its pidfile has to name it. The process that the pidfile
+names may change (an upgrade in place), and is gone for good only when the pidfile names no other.
+"""
+
+from __future__ import annotations
+
+from lowsuper.backoff import pause_before_start
+from lowsuper.errors import assert_never
+from lowsuper.events import (
+    Absent,
+    CancelTimer,
+    DaemonAwaited,
+    DaemonDoubted,
+    DaemonFinding,
+    DaemonFound,
+    DaemonHeld,
+    DaemonLeft,
+    DaemonMoved,
+    DaemonNotReady,
+    DaemonStarted,
+    Emptied,
+    ExecOk,
+    Exited,
+    Found,
+    Freed,
+    HeldBy,
+    Kill,
+    Look,
+    Name,
+    NotNamed,
+    PidfileTouched,
+    Reaped,
+    Reload,
+    Say,
+    SetTimer,
+    Settled,
+    Signal,
+    SpawnFailed,
+    Start,
+    Stop,
+    Timer,
+    Touched,
+)
+from lowsuper.machine.moves import (
+    die,
+    end,
+    end_rest,
+    go_down,
+    retry,
+    spawn,
+    unname_after,
+    unsettle,
+)
+from lowsuper.machine.states import AGAIN, Awaiting, Looking, Starting, Up
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lowsuper.events import DaemonEvent
+    from lowsuper.machine.moves import Result
+    from lowsuper.model import DaemonSpec
+    from lowsuper.units import Ns
+
+SIGHUP = 1
+
+
+def step(spec: DaemonSpec, state: Looking | Awaiting | Up, event: DaemonEvent, now: Ns) -> Result:
+    """Return the new state and what is to be done, in order."""
+    match state:
+        case Looking():
+            return _looking(spec, state, event, now)
+        case Awaiting():
+            return _awaiting(spec, state, event, now)
+        case Up():
+            return _up(spec, state, event, now)
+        case _:
+            assert_never(state)
+
+
+def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> Result:
+    """It is asked whether the daemon runs."""
+    match event:
+        case Found() if event.run == state.run:
+            born = min(event.born, now)
+            age = now - born
+            found = DaemonFound(
+                spec.name, event.pid, event.uid, event.gid, event.rung, age, event.why
+            )
+            up = Up(state.run, born, state.spawns, event.pid)
+            return up, (Say(found), Settled(True, state.first))
+        case Absent() if event.run == state.run:
+            return _absent(spec, state, event, now)
+        case HeldBy() if event.run == state.run:
+            # It may be told again by the next who was quicker.
+            note = DaemonHeld(spec.name, spec.pidfile or "", event.holder)
+            held = state.replace(first=False, held=True)
+            return held, (Say(note), *unsettle(state.first))
+        case Freed() if event.run == state.run and state.held:
+            return state, (Look(state.run),)
+        case Stop() | Reload() | Kill():
+            down, actions = go_down(spec, state.run)
+            return down, (*unsettle(state.first), *actions)
+        case (
+            Start()
+            | Touched()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+            | PidfileTouched()
+            | Found()
+            | Absent()
+            | NotNamed()
+            | HeldBy()
+            | Freed()
+            | Reaped()
+        ):
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _absent(spec: DaemonSpec, state: Looking, event: Absent, now: Ns) -> Result:
+    """It does not run: start it, unless an earlier master did and it is not ready yet."""
+    if event.left:
+        deadline = now + spec.freq
+        waiting = Awaiting(
+            state.run,
+            now,
+            deadline,
+            now,
+            state.spawns,
+            0,
+            first=state.first,
+            gone=True,
+            told=True,
+            finding=event.finding,
+        )
+        note = DaemonAwaited(spec.name, 0, None, event.finding, spec.freq)
+        return waiting, (SetTimer(state.run, deadline), Say(note))
+    say = (Say(DaemonFinding(spec.name, event.finding)),) if event.telling else ()
+    starting, actions = spawn(state.run, state.spawns, now, first=state.first)
+    return starting, (*say, *actions)
+
+
+def launched(spec: DaemonSpec, state: Starting, pid: int, now: Ns) -> Result:
+    """Its program runs: it has to be named by its pidfile now."""
+    waiting = _await(spec, state, pid, now)
+    ask = Name(state.run) if spec.daemonize else Look(state.run)
+    return waiting, (SetTimer(state.run, waiting.deadline), ask)
+
+
+def launched_and_gone(spec: DaemonSpec, state: Starting, event: Exited, now: Ns) -> Result:
+    """Its program ended before it was known that it ran."""
+    waiting = _await(spec, state, 0, now)
+    after, actions = _awaiting(spec, waiting, event, now)
+    return after, (SetTimer(state.run, waiting.deadline), *actions)
+
+
+def _await(spec: DaemonSpec, state: Starting, pid: int, now: Ns) -> Awaiting:
+    deadline = now + spec.freq
+    born = state.since
+    return Awaiting(state.run, born, deadline, born, state.spawns, pid, first=state.first)
+
+
+def _awaiting(  # noqa: C901, PLR0912
+    spec: DaemonSpec, state: Awaiting, event: DaemonEvent, now: Ns
+) -> Result:
+    """Its pidfile has to name it."""
+    match event:
+        case Found() if event.run == state.run:
+            return _named(spec, state, event, now)
+        case Absent() if event.run == state.run:
+            return _unnamed(spec, state.replace(finding=event.finding), now)
+        case NotNamed() if event.run == state.run:
+            return _give_up(spec, state.replace(finding=event.finding), now)
+        case Exited() if event.run == state.run and not state.gone:
+            gone = state.replace(gone=True, status=event.status, empty=not event.left)
+            return gone, (Look(state.run),)
+        case Emptied() if event.run == state.run and state.gone:
+            return state.replace(empty=True), (Look(state.run),)
+        case Reaped() if event.run == state.run and state.lost and state.gone:
+            return _unnamed(spec, state.replace(status=event.status), now)
+        case PidfileTouched():
+            return state, (Look(state.run),)
+        case Timer() if event.run == state.run and now >= state.deadline:
+            # The file may lie where changes are not told, as on a network file system.
+            return state.replace(last=True), (Look(state.run),)
+        case Touched():
+            why = f"touch {event.path}"
+            after, actions = end(spec, state, spec.stop_signal, why=why, then=AGAIN, now=now)
+            return after, (*unsettle(state.first), *actions)
+        case Stop():
+            return _leave(spec, state, "stop", None)
+        case Reload():
+            return _leave(spec, state, "reload", None)
+        case Kill():
+            return _leave(spec, state, "stop", None)
+        case (
+            Start()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+            | Found()
+            | Absent()
+            | NotNamed()
+            | HeldBy()
+            | Freed()
+            | Reaped()
+        ):
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _named(spec: DaemonSpec, state: Awaiting, event: Found, now: Ns) -> Result:
+    """The pidfile names a process that is believed."""
+    settled = Settled(True, state.first)
+    if state.lost:
+        up = Up(state.run, min(event.born, now), state.spawns, event.pid)
+        moved = DaemonMoved(spec.name, state.pid, event.pid, event.why)
+        return up, (CancelTimer(), Say(moved), settled)
+    up = Up(state.run, state.born, state.spawns, event.pid)
+    started = DaemonStarted(
+        spec.name, event.pid, event.uid, event.gid, event.rung, max(0, now - state.since)
+    )
+    return up, (CancelTimer(), Say(started), settled)
+
+
+def _unnamed(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
+    """The pidfile names nobody who is believed: wait, or give the run up."""
+    if state.lost and (state.empty or state.status):
+        # A process that failed has not put another in its place.
+        return _lost_for_good(spec, state, now)
+    if state.empty or state.last:
+        return _give_up(spec, state, now)
+    if state.told or not state.lost:
+        return state, ()
+    note = DaemonAwaited(spec.name, state.pid, state.status, state.finding, spec.freq)
+    return state.replace(told=True), (SetTimer(state.run, state.deadline), Say(note))
+
+
+def _lost_for_good(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
+    after, actions = die(
+        spec,
+        state.run,
+        state.pid,
+        born=state.born,
+        spawns=state.spawns,
+        status=state.status,
+        left=not state.empty,
+        now=now,
+    )
+    # Every state but Up and Down that may follow sets a timer of its own.
+    return after, actions
+
+
+def _give_up(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
+    """No process was named in time, or none is left that could be: as after a quick crash."""
+    spawns = max(state.spawns, 1)
+    waited = max(0, now - state.since)
+    launcher = state.status if state.gone else None
+    if not state.empty:
+        note = DaemonNotReady(spec.name, state.finding, launcher, waited, True, None)
+        after, actions = end_rest(
+            spec,
+            state.run,
+            state.pid,
+            born=now,
+            spawns=spawns,
+            status=state.status,
+            gone=state.gone,
+            now=now,
+        )
+        return after, (Say(note), *actions, *unsettle(state.first))
+    pause = pause_before_start(spawns, 0, spec.max_throttle)
+    note = DaemonNotReady(spec.name, state.finding, launcher, waited, False, pause)
+    after, actions = retry(state.run, spawns, pause, now)
+    rest = (*unname_after(spec, state.run), *unsettle(state.first))
+    return after, (Say(note), *actions, *rest)
+
+
+def _up(  # noqa: C901
+    spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns
+) -> Result:
+    """It runs."""
+    match event:
+        case Exited() if event.run == state.run:
+            lost = Awaiting(
+                state.run,
+                now,
+                now + spec.freq,
+                state.since,
+                state.spawns,
+                state.pid,
+                lost=True,
+                gone=True,
+                status=event.status,
+                empty=not event.left,
+            )
+            return lost, (Look(state.run),)
+        case Found() if event.run == state.run and event.pid != state.pid:
+            moved = DaemonMoved(spec.name, state.pid, event.pid, event.why)
+            return state.replace(pid=event.pid, since=min(event.born, now)), (Say(moved),)
+        case PidfileTouched():
+            return state, (Look(state.run),)
+        case Absent() if event.run == state.run:
+            name = (Name(state.run),) if spec.daemonize else ()
+            doubted, say = _doubt(spec, state, event.finding, 1)
+            return doubted, (*say, *name)
+        case NotNamed() if event.run == state.run:
+            return _doubt(spec, state, event.finding, 2)
+        case Stop():
+            signal = spec.stop_signal if spec.notify_pid else None
+            return _leave(spec, state, "stop", signal)
+        case Reload():
+            told = SIGHUP if spec.reload_signal is None else spec.reload_signal
+            return _leave(spec, state, "reload", told if spec.notify_pid else None)
+        case Kill():
+            return _leave(spec, state, "stop", None)
+        case Touched():
+            why = f"touch {event.path}"
+            return end(spec, state, spec.stop_signal, why=why, then=AGAIN, now=now)
+        case (
+            Start()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+            | Found()
+            | Absent()
+            | NotNamed()
+            | HeldBy()
+            | Freed()
+            | Reaped()
+        ):
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _doubt(spec: DaemonSpec, state: Up, finding: str, level: int) -> Result:
+    """The pidfile does not name the daemon any more: it runs all the same. Said once a run."""
+    if state.doubted >= level:
+        return state, ()
+    renamed = spec.daemonize and level == 1
+    note = DaemonDoubted(spec.name, state.pid, finding, renamed)
+    return state.replace(doubted=level), (Say(note),)
+
+
+def _leave(spec: DaemonSpec, state: Up | Awaiting, why: str, signal: int | None) -> Result:
+    """Let go of it; with `signal` it is told, and nobody waits for what it makes of that."""
+    tell = () if signal is None else (Signal(state.run, signal),)
+    note = DaemonLeft(spec.name, state.pid, why, signal)
+    first = isinstance(state, Awaiting) and state.first
+    down, actions = go_down(spec, state.run)
+    return down, (*tell, Say(note), *unsettle(first), *actions)
