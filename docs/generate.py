@@ -28,6 +28,7 @@ KIND_VALUES = {
     options.ACCEPTED: "boolean",
     options.TEXT: "text",
     options.TEXTS: "text",
+    options.DIRECTORY: "directory",
     options.MODE: "mode",
     options.DURATION: "time",
     options.HOOK: "command",
@@ -36,6 +37,7 @@ KIND_VALUES = {
     options.ENVDIR: "directory",
     options.DAEMON: "command",
     options.DAEMON2: "key=value,...",
+    options.SMART: "PIDFILE[,FREQ] COMMAND",
     options.LOG_DATE: "boolean or format",
     options.NAME: "name",
     options.PREFIX: "text",
@@ -49,6 +51,7 @@ REPEATABLE = {
     options.ENVDIR,
     options.DAEMON,
     options.DAEMON2,
+    options.SMART,
 }
 PARSER_VALUES = {
     "parse_command": "command",
@@ -57,6 +60,8 @@ PARSER_VALUES = {
     "parse_touch": "files",
     "parse_signal": "signal",
     "parse_duration": "time",
+    "parse_patience": "time",
+    "parse_pidfile": "file",
     "_parse_text": "text",
 }
 BLOCK = re.compile(

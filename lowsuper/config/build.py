@@ -10,6 +10,7 @@ from lowsuper.config import keys, options
 from lowsuper.config.daemons import DaemonBuilder
 from lowsuper.config.expand import has_unknown, suggest
 from lowsuper.config.logic import is_block_line
+from lowsuper.config.pidfiles import find_clashes
 from lowsuper.errors import ConfigError
 from lowsuper.model import EnvChange, Hook, MasterSpec, Problem
 from lowsuper.units import parse_bool, parse_duration, parse_mode
@@ -55,6 +56,7 @@ class Builder:
         self._kinds: dict[str, Callable[[OptionRow, Option], None]] = {
             options.FLAG: self._take_flag,
             options.TEXT: self._take_text,
+            options.DIRECTORY: self._take_directory,
             options.MODE: self._take_mode,
             options.DURATION: self._take_duration,
             options.TEXTS: self._take_texts,
@@ -64,6 +66,7 @@ class Builder:
             options.ENVDIR: self._take_envdir,
             options.DAEMON: self._take_daemon,
             options.DAEMON2: self._take_daemon2,
+            options.SMART: self._take_smart,
             options.LOG_DATE: self._take_log_date,
             options.NAME: self._take_name,
             options.PREFIX: self._take_prefix,
@@ -94,6 +97,7 @@ class Builder:
             origins=tuple(self._origins),
         ).replace(**self._fields, **lists)
         self._require_root(spec)
+        self._refuse_clashes(spec)
         problems = tuple(dict.fromkeys(self._problems))
         if any(problem.is_error for problem in problems):
             raise ConfigError(problems, spec)
@@ -174,6 +178,11 @@ class Builder:
         if row.names[0].startswith("procname"):
             self._fields["auto_procname"] = True
 
+    def _take_directory(self, row: OptionRow, option: Option) -> None:
+        if not option.value.startswith("/"):
+            raise ValueError("is not an absolute path: begin it with /")
+        self._fields[row.field] = option.value
+
     def _take_prefix(self, row: OptionRow, option: Option) -> None:
         self._fields[row.field] = option.value + " "
         self._fields["auto_procname"] = True
@@ -213,6 +222,9 @@ class Builder:
     def _take_daemon2(self, _row: OptionRow, option: Option) -> None:
         self._daemons.add_keyval(option)
 
+    def _take_smart(self, row: OptionRow, option: Option) -> None:
+        self._daemons.add_smart(option, daemonize=bool(row.field))
+
     def _take_log_date(self, row: OptionRow, option: Option) -> None:
         try:
             self._fields[row.field] = DEFAULT_LOG_DATE if parse_bool(option.value) else None
@@ -245,6 +257,13 @@ class Builder:
                     reason = "the master drops its privileges and cannot change to it"
                     advice = "set master-as-root = true"
                     self._problems.append(Problem(origin, reason, daemon.name, advice))
+
+    def _refuse_clashes(self, spec: MasterSpec) -> None:
+        """Refuse daemons that would take each other's, or the master's, pidfile for their own."""
+        for name, reason in find_clashes(spec):
+            origin = self._daemons.find_origin(name, "pidfile")
+            advice = "give each a pidfile of its own"
+            self._problems.append(Problem(origin, reason, name, advice))
 
 
 def build_spec(reading: Reading, directories: Mapping[str, tuple[EnvChange, ...]]) -> MasterSpec:

@@ -6,6 +6,7 @@ from lowsuper.command import find_program_name, parse_command
 from lowsuper.config import keys
 from lowsuper.config.expand import has_unknown, suggest
 from lowsuper.config.keyval import parse_items, unquote
+from lowsuper.config.pidfiles import SmartLineError, parse_smart
 from lowsuper.model import DaemonSpec, Origin, Problem
 from lowsuper.units import parse_bool
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lowsuper.config.keyval import Item
     from lowsuper.model import Command
 
+_NEED_PIDFILE = ("freq", "daemonize", "notify_pid")
 _COMMA_ADVICE = "a comma that belongs to the command needs quotes around it or a \\ before it"
 
 
@@ -28,7 +30,7 @@ class _Draft:
         self.origin = origin
         self.name = name  # "" until it is known
         self.fields: dict[str, object] = {}
-        self.origins: dict[str, Origin] = {}  # of each field
+        self.origins: dict[str, Origin] = {}  # of each field that was given, right or wrong
         self.broken = False  # something was wrong with it already
         self.unknown = False  # something was not looked up
 
@@ -56,6 +58,25 @@ class DaemonBuilder:
         draft.fields["command"] = parse_command(option.value)
         draft.origins["command"] = option.origin
         draft.fields["control"] = control
+        self._drafts.append(draft)
+
+    def add_smart(self, option: Option, *, daemonize: bool) -> None:
+        """Take a `smart-attach-daemon`, or with `daemonize` a `smart-attach-daemon2`, in.
+
+        Raises:
+            ValueError: the command cannot be read.
+        """
+        draft = _Draft(option.origin)
+        try:
+            line = parse_smart(option.value)
+        except SmartLineError as error:
+            self._fault(draft, option.origin, error.reason, error.advice)
+            return
+        draft.fields |= {"pidfile": line.pidfile, "daemonize": daemonize}
+        draft.fields["command"] = parse_command(line.command)
+        if line.freq is not None:
+            draft.fields["freq"] = line.freq
+        draft.origins = dict.fromkeys(draft.fields, option.origin)
         self._drafts.append(draft)
 
     def add_keyval(self, option: Option) -> None:
@@ -93,6 +114,7 @@ class DaemonBuilder:
         if key is None:
             self._refuse(draft, option.origin, option.name, "", wants=option.value)
         elif option.bare and not key.is_flag:
+            draft.origins[key.field] = option.origin
             self._fault(draft, option.origin, "needs a value")
         elif key.field == "name" and option.value != draft.name:
             self._fault(draft, option.origin, "the section has a name already")
@@ -119,9 +141,20 @@ class DaemonBuilder:
         for draft in self._drafts:
             if "command" not in draft.fields and not draft.broken and not draft.unknown:
                 self._fault(draft, draft.origin, "there is no command", "add command = ...")
+            self._require_pidfile(draft)
         read = [draft for draft in self._drafts if "command" in draft.fields and not draft.unknown]
         self._name_all(read)
         return tuple(_build_daemon(draft) for draft in read)
+
+    def _require_pidfile(self, draft: _Draft) -> None:
+        """Refuse keys of a daemon that mean something only with a pidfile."""
+        if "pidfile" in draft.origins or draft.unknown:
+            return
+        for field in _NEED_PIDFILE:
+            if draft.fields.get(field):
+                origin = draft.origins[field]
+                advice = f"add pidfile=FILE, or leave {origin.key} out"
+                self._fault(draft, origin, "means nothing without a pidfile", advice)
 
     # Names.
 
@@ -166,6 +199,7 @@ class DaemonBuilder:
             self._refuse(draft, origin, item.key, advice, wants=item.value)
             return in_command
         if item.value is None and not key.is_flag:
+            draft.origins[key.field] = origin
             self._fault(draft, origin, "needs a value", _COMMA_ADVICE if in_command else "")
         elif key.field == "command":
             self._set(draft, key, item.value or "", origin)
@@ -175,6 +209,7 @@ class DaemonBuilder:
         return key.field == "command"
 
     def _set(self, draft: _Draft, key: Key, value: str, origin: Origin) -> None:
+        draft.origins[key.field] = origin
         try:
             parsed = key.parse(value)
         except ValueError as error:
@@ -183,7 +218,6 @@ class DaemonBuilder:
         if key.field == "touch" and draft.name:
             parsed = (*_texts(draft.fields.get("touch", ())), *_texts(parsed))
         draft.fields[key.field] = parsed
-        draft.origins[key.field] = origin
 
     def _refuse(
         self, draft: _Draft, origin: Origin, name: str, advice: str, *, wants: str | None

@@ -100,6 +100,30 @@ def parse_touch(text: str) -> tuple[str, ...]:
     return found
 
 
+def parse_pidfile(text: str) -> str:
+    """Return the path of a pidfile, as written.
+
+    Raises:
+        ValueError: it is empty, or surely a directory's.
+    """
+    path = _parse_text(text)
+    if path.rpartition("/")[2] in ("", ".", ".."):
+        raise ValueError("names a directory, not a file")
+    return path
+
+
+def parse_patience(text: str) -> units.Ns:
+    """Return a length of time that is more than nothing.
+
+    Raises:
+        ValueError: it is none.
+    """
+    patience = units.parse_duration(text)
+    if not patience:
+        raise ValueError("is not more than 0")
+    return patience
+
+
 KEYS = (
     Key(("command", "cmd", "exec"), parse_command, "command", "what to run"),
     Key(("name",), parse_name, "name", "name of the daemon; else its program's"),
@@ -120,6 +144,22 @@ KEYS = (
     Key(("chdir",), _parse_text, "chdir", "working directory"),
     Key(("max_throttle",), units.parse_duration, "max_throttle", "longest pause between starts"),
     Key(("stop_timeout",), units.parse_duration, "stop_timeout", "from stop signal to SIGKILL"),
+    Key(("pidfile",), parse_pidfile, "pidfile", "its pidfile: it survives the master"),
+    Key(("freq",), parse_patience, "freq", "time to be named by its pidfile (10 s)"),
+    Key(
+        ("daemonize", "daemon"),
+        units.parse_bool,
+        "daemonize",
+        "lowsuper writes the pidfile, not the daemon",
+        True,
+    ),
+    Key(
+        ("notifypid", "notify_pid"),
+        units.parse_bool,
+        "notify_pid",
+        "with a pidfile: signal it at stop and reload",
+        True,
+    ),
 )
 """Every daemon key."""
 
@@ -127,13 +167,12 @@ NAMES = {name: key for key in KEYS for name in key.names}
 """Every name of a daemon key."""
 
 _LATER_NAMES = (
-    "freq pidfile daemonize daemon notifypid legion groups env envfile clean_env type requires"
-    " after ready start_timeout restart max_restarts log umask nice caps no_new_privs listen"
-    " watchdog namespaces"
+    "legion groups env envfile clean_env type requires after ready start_timeout restart"
+    " max_restarts log umask nice caps no_new_privs listen watchdog namespaces"
 )
 _LATER = frozenset(_LATER_NAMES.split())
 _LATER_PREFIXES = ("rlimit_", "cgroup_")
-LATER_FLAGS = frozenset(("daemonize", "daemon", "notifypid", "clean_env", "no_new_privs"))
+LATER_FLAGS = frozenset(("clean_env", "no_new_privs"))
 """Keys of later versions that may stand without "="."""
 
 

@@ -205,14 +205,13 @@ legion-join legion-lord legion-mcast legion-node legion-node-joined legion-node-
 legion-quorum legion-scroll legion-scroll-list-max-size legion-scroll-max-size legion-setup
 legion-skew-tolerance legion-smart-attach-daemon legion-smart-attach-daemon2 legion-tolerance
 legion-unlord mount-as-emperor mount-as-root mount-as-vassal mount-asap mount-in-jail
-mount-post-jail mount-pre-jail namespace namespace-keep-mount namespace-net ns ns-net pivot-root
-resolve safe-pidfile2 setns setns-skip setns-socket setns-socket-skip smart-attach-daemon
-smart-attach-daemon2 umount-as-emperor umount-as-root umount-as-vassal umount-asap
-umount-in-jail umount-post-jail umount-pre-jail unique-cron-legion unique-legion-cron unshare
-unshare2 wait-for-dir wait-for-file wait-for-fs wait-for-fs-timeout wait-for-iface
-wait-for-iface-timeout wait-for-interface wait-for-interface-timeout wait-for-mountpoint
-wait-for-socket wait-for-socket-timeout wait-iface wait-iface-timeout wait-interface
-wait-interface-timeout
+mount-post-jail mount-pre-jail namespace namespace-keep-mount namespace-net ns ns-net
+pivot-root resolve safe-pidfile2 setns setns-skip setns-socket setns-socket-skip
+umount-as-emperor umount-as-root umount-as-vassal umount-asap umount-in-jail umount-post-jail
+umount-pre-jail unique-cron-legion unique-legion-cron unshare unshare2 wait-for-dir
+wait-for-file wait-for-fs wait-for-fs-timeout wait-for-iface wait-for-iface-timeout
+wait-for-interface wait-for-interface-timeout wait-for-mountpoint wait-for-socket
+wait-for-socket-timeout wait-iface wait-iface-timeout wait-interface wait-interface-timeout
 """
 
 _LATER_FLAGS = """

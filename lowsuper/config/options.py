@@ -12,6 +12,7 @@ from lowsuper.record import Record
 # How a value is read and where it goes; `config.build` has one function for each.
 FLAG = "flag"  # a bool field
 TEXT = "text"  # a field with one text; empty is an error
+DIRECTORY = "directory"  # a field with an absolute path
 MODE = "mode"
 DURATION = "duration"
 TEXTS = "texts"  # appended to a tuple field
@@ -21,6 +22,7 @@ UNENV = "unenv"
 ENVDIR = "envdir"
 DAEMON = "daemon"  # `field` is "control", or ""
 DAEMON2 = "daemon2"
+SMART = "smart"  # `field` is "daemonize", or ""
 LOG_DATE = "log-date"
 NAME = "name"
 PREFIX = "prefix"  # a text that a blank is added to
@@ -46,6 +48,8 @@ OPTIONS = (
     _row("attach-daemon", DAEMON, "", "run a command, and again whenever it ends"),
     _row("attach-control-daemon", DAEMON, "control", "the same; when it ends, lowsuper stops"),
     _row("attach-daemon2", DAEMON2, "", "a daemon given as key=value,key=value"),
+    _row("smart-attach-daemon", SMART, "", "run a command that has a pidfile and survives us"),
+    _row("smart-attach-daemon2", SMART, "daemonize", "the same; lowsuper writes the pidfile"),
     _row("daemons-honour-stdin", FLAG, "daemons_honour_stdin", "daemons keep standard input"),
     _row("honour-stdin", FLAG, "honour_stdin", "keep standard input"),
     _row("env", ENV, "", "set an environment variable: NAME=value"),
@@ -63,6 +67,7 @@ OPTIONS = (
     _row("pidfile", TEXT, "pidfile", "pidfile, written before privileges are dropped"),
     _row("pidfile2", TEXT, "pidfile2", "pidfile, written after"),
     _row("safe-pidfile", TEXT, "safe_pidfile", "pidfile, removed only while it is ours"),
+    _row("state-dir", DIRECTORY, "state_dir", "where smart daemons are remembered"),
     _row("daemonize", TEXT, "daemonize", "go to the background and log to this file", "d"),
     _row("daemonize2", TEXT, "daemonize2", "the same, once the daemons were started"),
     _row("logto", TEXT, "logto", "log file"),
@@ -150,8 +155,6 @@ _ADVICE = {
     "no-initgroups": "give gid and a number as uid: the other groups are then cleared",
     "resolve": "write the address into a file and use @(file)",
     "safe-pidfile2": "use safe-pidfile",
-    "smart-attach-daemon": "let attach-daemon run it in the foreground",
-    "smart-attach-daemon2": "let attach-daemon run it in the foreground",
 }
 _OTHER_FORMATS = ("xml", "xmlconfig", "yaml", "yml", "json", "js")
 

@@ -73,6 +73,8 @@ def describe_daemon(daemon: DaemonSpec) -> dict[str, object]:
         "user": daemon.user,
         "group": daemon.group,
         "control": daemon.control,
+        "pidfile": None if daemon.pidfile is None else clean_reason(daemon.pidfile),
+        "daemonize": daemon.daemonize,
     }
 
 

@@ -20,8 +20,8 @@ BAD = {
         r"test\.ini:3: bad: pidflie=/x: a daemon has no such key; did you mean pidfile\?",
     ),
     "key of a later version": (
-        "attach-daemon2 = cmd=sleep 9,name=bad,pidfile=/x\n",
-        r"test\.ini:3: bad: pidfile=/x: is not available in this version",
+        "attach-daemon2 = cmd=sleep 9,name=bad,legion=x\n",
+        r"test\.ini:3: bad: legion=x: is not available in this version",
     ),
     "unknown user": (
         "attach-daemon2 = cmd=sleep 9,name=bad,uid=www-dat\n",
@@ -73,8 +73,40 @@ BAD = {
     "unterminated for": ("for = a b\nfoo = %(_)\n", r"test\.ini:3: for=a b: .*(end|endfor)"),
     "unterminated if": ("if-env = PATH\nfoo = bar\n", r"test\.ini:3: if-env=PATH: .*(end|endif)"),
     "option of a later version": (
-        "smart-attach-daemon = /tmp/x.pid sleep 9\n",
-        r"test\.ini:3: smart-attach-daemon=.*is not available in this version of lowsuper; let att",
+        "safe-pidfile2 = /tmp/x.pid\n",
+        r"test\.ini:3: safe-pidfile2=.*is not available in this version of lowsuper; use safe-pidf",
+    ),
+    "smart daemon without a command": (
+        "smart-attach-daemon = {T}/x.pid\n",
+        r"test\.ini:3: smart-attach-daemon=.*there is no command after the pidfile; write PIDFILE",
+    ),
+    "smart daemon without a pidfile": (
+        "smart-attach-daemon2 = celery flower\n",
+        r"test\.ini:3: smart-attach-daemon2=.*celery stands where the pidfile belongs; write PIDFI",
+    ),
+    "garbled patience": (
+        "smart-attach-daemon = {T}/x.pid,soon sleep 9\n",
+        r"test\.ini:3: smart-attach-daemon=.*FREQ is not a length of time .*; write PIDFILE,10",
+    ),
+    "no patience": (
+        "attach-daemon2 = cmd=sleep 9,name=bad,pidfile={T}/x.pid,freq=0\n",
+        r"test\.ini:3: bad: freq=0: is not more than 0",
+    ),
+    "daemonize without a pidfile": (
+        "attach-daemon2 = cmd=sleep 9,name=bad,daemonize\n",
+        r"test\.ini:3: bad: daemonize: means nothing without a pidfile; add pidfile=FILE, or leave",
+    ),
+    "the master's own pidfile": (
+        "safe-pidfile = {T}/x.pid\nattach-daemon2 = cmd=sleep 9,name=bad,pidfile={T}//x.pid\n",
+        r"test\.ini:4: bad: pidfile=.*: is the master's own safe-pidfile; give each",
+    ),
+    "two with one pidfile": (
+        "smart-attach-daemon = {T}/x.pid sleep 8\nsmart-attach-daemon2 = {T}/./x.pid sleep 9\n",
+        r"test\.ini:4: sleep-2: .*is the pidfile of sleep \(.*test\.ini:3\) too; give each",
+    ),
+    "relative state-dir": (
+        "state-dir = state\n",
+        r"test\.ini:3: state-dir=state: is not an absolute path: begin it with /",
     ),
     "octal": ("umask = 9\n", r"test\.ini:3: umask=9: is not an octal mode such as 022"),
     "rung": (

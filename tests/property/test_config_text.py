@@ -1,3 +1,4 @@
+import posixpath
 import subprocess
 
 import pytest
@@ -8,6 +9,7 @@ from lowsuper.command import find_program_name, parse_command
 from lowsuper.config import keys, load
 from lowsuper.config.expand import compute_placeholder, find_references, replace_references
 from lowsuper.config.keyval import Item, format_items, parse_items
+from lowsuper.config.pidfiles import SmartLineError, normalize_path, parse_smart
 from lowsuper.config.requests import AskFact, FileText, JudgePath, ReadFile, RunCommand
 from lowsuper.config.text import expand_magic, find_magic, parse_lines
 from lowsuper.config.wording import format_problem
@@ -19,7 +21,8 @@ ARGUMENT_CHARACTERS = st.sampled_from("ab1 \t'\"\\-_./=:,@%+^]}!#")
 KEY = st.text(st.sampled_from("abcxyz_-09"), min_size=1, max_size=8)
 VALUE = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=30)
 PIECES = """%( $( @( ) ( % = a b ; , ' \\ ++ + 1 [uwsgi]| [daemon:x]| for=a_b| endfor| if-env=A|
-    else| endif| attach-daemon=x| attach-daemon2=cmd=x, uid= set=a= set-ph= ini=: include=m.ini|
+    else| endif| attach-daemon=x| attach-daemon2=cmd=x, uid= pidfile=/a daemonize| freq=
+    smart-attach-daemon=/a_x| smart-attach-daemon2=/b,1_x| set=a= set-ph= ini=: include=m.ini|
     inherit=m.ini| strict| declare-option=a= command= name= | _ if-opt=a| env= a=%(a) x%(a)"""
 DIALECT = st.lists(
     st.sampled_from([piece.replace("|", "\n").replace("_", " ") for piece in PIECES.split()]),
@@ -88,6 +91,27 @@ def test_command_is_read_or_refused(text):
 @given(st.lists(st.builds(Item, KEY, st.none() | VALUE.map(str.strip), st.just(False)), max_size=6))
 def test_keyval_round_trip(items):
     assert parse_items(format_items(items)) == items
+
+
+@given(st.text(st.sampled_from("ab/.,' \t\\1s;pid"), max_size=24))
+def test_smart_line_is_taken_apart_or_refused(text):
+    try:
+        line = parse_smart(text)
+    except SmartLineError:
+        return
+    assert line.pidfile
+    assert not set(line.pidfile) & set(" \t,")
+    assert line.command == line.command.strip(" \t") != ""
+    freq = "" if line.freq is None else f",{line.freq // 1000}us"
+    assert parse_smart(f"{line.pidfile}{freq} {line.command}") == line
+
+
+@given(st.lists(st.sampled_from(["a", "b", ".", "..", ""]), min_size=1, max_size=8).map("/".join))
+def test_normalized_path_is_that_of_the_standard_library(path):
+    for whole, directory in ((path, ""), (path, "/srv/x"), (path, "rel")):
+        joined = posixpath.join(directory, whole)
+        expected = posixpath.normpath(joined).replace("//", "/")
+        assert normalize_path(directory, whole) == ("" if expected == "." else expected)
 
 
 @given(st.lists(st.tuples(KEY, VALUE.map(lambda text: text.strip(" \t"))), max_size=10))
@@ -171,8 +195,8 @@ def test_every_key_means_the_same_in_a_line_and_in_a_section(key):
         "reload_signal": "HUP",
     }.get(key.field, "1")
     for name in key.names:
-        line = read_all(f"[uwsgi]\nattach-daemon2 = cmd=x,name=x,{name}={value}\n")
-        section = read_all(f"[daemon:x]\ncommand = x\n{name} = {value}\n")
+        line = read_all(f"[uwsgi]\nattach-daemon2 = cmd=x,name=x,pidfile=/p,{name}={value}\n")
+        section = read_all(f"[daemon:x]\ncommand = x\npidfile = /p\n{name} = {value}\n")
         one, other = line.daemons[0], section.daemons[0]
         assert getattr(one, key.field) == getattr(other, key.field)
         assert one.replace(origin=other.origin) == other

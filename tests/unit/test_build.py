@@ -45,6 +45,7 @@ from lowsuper.units import SECOND
         ("master-fifo = /a", "master_fifo", ("/a",)),
         ("instance = blue", "name", "blue"),
         ("kill-domain = shim", "kill_domain", "shim"),
+        ("state-dir = /var/lib/lowsuper", "state_dir", "/var/lib/lowsuper"),
     ],
 )
 def test_option_sets_its_field(line, field, value):
@@ -124,6 +125,8 @@ def test_shell_substitution_in_a_hook_is_no_environment_variable():
         ("envdir = nope", "No such file"),
         ("instance = a/b", "holds '/'"),
         ("kill-domain = jail", "none of auto, cgroup, shim"),
+        ("state-dir =", "not an absolute path"),
+        ("state-dir = state", "not an absolute path: begin it with /"),
         ("attach-daemon =", "no command"),
         ("attach-daemon = a 'b", "has no end"),
         ("exec-as-root = ", "no command"),
@@ -138,10 +141,6 @@ def test_bad_value_is_refused(line, reason):
 @pytest.mark.parametrize(
     "line",
     [
-        "smart-attach-daemon = /tmp/celery.pid celery",
-        "smart-attach-daemon = celery flower --port=5555",
-        "smart-attach-daemon2 = /tmp/a.pid a",
-        "smart_attach_daemon = /tmp/a.pid a",
         "legion = legion1 225.1.1.1:19678 100 bf-cbc:abc",
         "legion-node = legion1 225.1.1.1:19678",
         "legion-mcast = mylegion 225.1.1.1:9191 90 bf-cbc:mysecret",
@@ -161,12 +160,8 @@ def test_bad_value_is_refused(line, reason):
         "umount-in-jail = /x",
         "exec-post-jail = x",
         "immediate-uid = 33",
-        "attach-daemon2 = cmd=x,pidfile=/tmp/my.pid",
-        "attach-daemon2 = cmd=x,freq=3",
-        "attach-daemon2 = cmd=x,daemonize=1",
-        "attach-daemon2 = cmd=x,daemonize",
-        "attach-daemon2 = cmd=x,notifypid",
         "attach-daemon2 = cmd=x,legion=l",
+        "attach-daemon2 = cmd=x,clean_env",
         "attach-daemon2 = cmd=x,rlimit_nofile=3",
     ],
 )
@@ -176,7 +171,7 @@ def test_option_of_a_later_version_is_refused(line):
 
 
 def test_flag_of_a_later_version_that_is_off_is_accepted():
-    assert load_lines("attach-daemon2 = cmd=x,daemonize=0,notifypid=false").daemons
+    assert load_lines("attach-daemon2 = cmd=x,clean_env=0,no-new-privs=false").daemons
 
 
 # Daemons.
@@ -245,6 +240,19 @@ def test_comma_of_a_command_with_quotes_or_backslash():
         ("stop_timeout=500ms", "stop_timeout", SECOND // 2),
         ("name=web", "name", "web"),
         ("touch=/a;/b", "touch", ("/a", "/b")),
+        ("pidfile=run/my.pid", "pidfile", "run/my.pid"),
+        ("pidfile='/a,b c'", "pidfile", "/a,b c"),
+        ("freq=3,pidfile=/a", "freq", 3 * SECOND),
+        ("freq=500ms,pidfile=/a", "freq", SECOND // 2),
+        ("daemonize,pidfile=/a", "daemonize", True),
+        ("daemon=yes,pidfile=/a", "daemonize", True),
+        ("pidfile=/a,daemonize=0", "daemonize", False),
+        ("daemonize=off", "daemonize", False),
+        ("notifypid,pidfile=/a", "notify_pid", True),
+        ("notify_pid,pidfile=/a", "notify_pid", True),
+        ("notify-pid=1,pidfile=/a", "notify_pid", True),
+        ("notifypid=false", "notify_pid", False),
+        ("control,pidfile=/a", "control", True),
     ],
 )
 def test_key_sets_its_field(keyval, field, value):
@@ -270,6 +278,16 @@ def test_command_has_three_names_and_the_last_counts(key):
         ("name=a/b", "holds '/'"),
         ("name=.a", "begins with a dot"),
         ("touch=;", "is empty"),
+        ("pidfile", "needs a value"),
+        ("pidfile=,daemonize", "is empty"),
+        ("pidfile=/run/", "names a directory"),
+        ("pidfile=/run/..", "names a directory"),
+        ("pidfile=/a,freq=0", "is not more than 0"),
+        ("pidfile=/a,freq=often", "length of time"),
+        ("freq=3", "means nothing without a pidfile; add pidfile=FILE, or leave freq out"),
+        ("daemonize", "means nothing without a pidfile; add pidfile=FILE, or leave daemonize out"),
+        ("daemon=1", "means nothing without a pidfile; add pidfile=FILE, or leave daemon out"),
+        ("notify-pid", "means nothing without a pidfile; add pidfile=FILE, or leave notify-pid"),
     ],
 )
 def test_bad_value_of_a_key_is_refused(keyval, reason):
@@ -319,7 +337,9 @@ def test_control_daemon():
         ("[daemon:a]\ncommand = x\nuidd = 1", "a daemon has no such key"),
         ("[daemon:a]\ncommand = x\nname = b", "the section has a name already"),
         ("[daemon:a]\ncommand = x\nuid", "needs a value"),
-        ("[daemon:a]\ncommand = x\npidfile = /x", "not available"),
+        ("[daemon:a]\ncommand = x\nlegion = x", "not available"),
+        ("[daemon:a]\ncommand = x\npidfile\ndaemonize", "needs a value"),
+        ("[daemon:a]\ncommand = x\nfreq = 3", "without a pidfile"),
     ],
 )
 def test_bad_daemon_section_is_refused(section, reason):
@@ -336,6 +356,108 @@ def test_daemon_section():
     assert (daemon.user, daemon.ns_pid, daemon.stop_timeout) == ("www-data", True, 10 * SECOND)
     assert daemon.touch == ("/a", "/b")
     assert (daemon.origin.line, daemon.origin.key) == (1, "[daemon:web]")
+
+
+# Smart daemons.
+
+
+@pytest.mark.parametrize(
+    ("value", "pidfile", "freq", "argv"),
+    [
+        ("/tmp/c.pid celery -A x worker", "/tmp/c.pid", 10, ("celery", "-A", "x", "worker")),
+        ("$(HOME)/m.pid,180 mysqld", "/root/m.pid", 180, ("mysqld",)),
+        ("/tmp/c.pid,1m30s celery", "/tmp/c.pid", 90, ("celery",)),
+        ("path/smees.pid celery worker;", "path/smees.pid", 10, ("celery", "worker")),
+        ("a.PID   x", "a.PID", 10, ("x",)),
+        ("a.pid\tx\ty", "a.pid", 10, ("x", "y")),
+        ("./celery flower", "./celery", 10, ("flower",)),
+        (
+            "%(chdir)/tmp/pids/d.pid %(chdir)/d start",
+            "/app/tmp/pids/d.pid",
+            10,
+            ("/app/d", "start"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["smart-attach-daemon", "smart_attach_daemon2"])
+def test_smart_daemon(name, value, pidfile, freq, argv):
+    (daemon,) = load_lines("chdir = /app", f"{name} = {value}", environ={"HOME": "/root"}).daemons
+    assert (daemon.pidfile, daemon.freq, daemon.command.argv) == (pidfile, freq * SECOND, argv)
+    assert daemon.daemonize == name.endswith("2")
+    assert daemon.name == argv[0].rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "advice"),
+    [
+        ("", "needs a pidfile and a command", "write PIDFILE COMMAND"),
+        ("/tmp/x.pid", "there is no command after the pidfile", "write PIDFILE COMMAND"),
+        ("/tmp/x.pid,30", "there is no command after the pidfile", "write PIDFILE COMMAND"),
+        ("/tmp/x.pid ;", "there is no command", ""),
+        ("/tmp/x.pid, 30 x", "there is no FREQ after the comma", "write PIDFILE,10 COMMAND"),
+        ("/tmp/x.pid ,30 x", "a blank before the comma", "PIDFILE,FREQ COMMAND"),
+        ("/tmp/x.pid,ten x", "FREQ is not a length of time", "write PIDFILE,10 COMMAND"),
+        ("/tmp/x.pid,3,4 x", "FREQ is not a length of time", "write PIDFILE,10 COMMAND"),
+        ("/tmp/x.pid,-1 x", "FREQ is not a length of time", "write PIDFILE,10 COMMAND"),
+        ("/tmp/x.pid,0 x", "FREQ is not more than 0", "write PIDFILE,10 COMMAND"),
+        ("/tmp/a,b.pid x", "FREQ is not", "a pidfile with a comma needs attach-daemon2"),
+        (",30 x", "there is no pidfile before the comma", "PIDFILE,FREQ COMMAND"),
+        ("/tmp/ x", "the pidfile names a directory", "write PIDFILE COMMAND"),
+        ('"/a b.pid" x', "protects no blank", "needs attach-daemon2 or a [daemon:NAME] section"),
+        ("/a\\ b.pid x", "protects no blank", "needs attach-daemon2 or a [daemon:NAME] section"),
+        ("celery flower -p 1", "celery stands where the pidfile belongs", "write ./celery"),
+        ("/tmp/x.pid y 'z", "a ' has no end", ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["smart-attach-daemon", "smart-attach-daemon2"])
+def test_bad_line_of_a_smart_daemon_is_one_error_with_the_way_out(name, value, reason, advice):
+    (error,) = errors_of(f"{name} = {value}")
+    found, _, way = error.partition("; ")
+    assert reason in found
+    assert advice in way
+    assert bool(advice) == bool(way)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["smart-attach-daemon2 = /a.pid x"], "is the pidfile of x (main.ini:2) too"),
+        (["attach-daemon2 = cmd=x,pidfile=/./a.pid"], "is the pidfile of x (main.ini:2) too"),
+        (["smart-attach-daemon = //b/..//a.pid x"], "is the pidfile of x (main.ini:2) too"),
+        (["smart-attach-daemon = /../a.pid x"], "is the pidfile of x (main.ini:2) too"),
+        (["chdir = /", "smart-attach-daemon = a.pid x"], "is the pidfile of x (main.ini:2) too"),
+        (["chdir = /b", "smart-attach-daemon = ../a.pid x"], "is the pidfile of x (main.ini:2)"),
+        (["pidfile = /a.pid"], "is the master's own pidfile"),
+        (["pidfile2 = /a.pid"], "is the master's own pidfile2"),
+        (["safe-pidfile = /a.pid"], "is the master's own safe-pidfile"),
+        (["chdir = /", "safe-pidfile = a.pid"], "is the master's own safe-pidfile"),
+        (["smart-attach-daemon = /b.pid x", "pidfile = /c.pid"], ""),
+        (["smart-attach-daemon = a.pid x"], ""),
+        (["chdir = /b", "smart-attach-daemon = a.pid x"], ""),
+    ],
+)
+def test_two_with_the_same_pidfile(lines, reason):
+    errors = errors_of("smart-attach-daemon = /a.pid x", *lines)
+    assert len(errors) == bool(reason)
+    assert reason in "".join(errors)
+    assert all("give each a pidfile of its own" in error for error in errors)
+
+
+def test_relative_pidfiles_are_compared_without_a_chdir_too():
+    (problem,) = problems_of(
+        "[uwsgi]\nsmart-attach-daemon = a.pid x\n[daemon:b]\ncommand = x\npidfile = ./c/../a.pid"
+    )
+    assert (problem.daemon, problem.origin.line, problem.origin.key) == ("b", 5, "pidfile")
+    assert not errors_of("smart-attach-daemon = a.pid x", "smart-attach-daemon = ../a.pid x")
+
+
+def test_smart_daemon_in_a_section():
+    (daemon,) = load_text(
+        "[daemon:db]\ncommand = /srv/db\npidfile = %(base)/db.pid\nfreq = 2m\ndaemonize\n"
+        "notifypid\n[uwsgi]\nbase = /run"
+    ).daemons
+    assert (daemon.pidfile, daemon.freq) == ("/run/db.pid", 120 * SECOND)
+    assert (daemon.daemonize, daemon.notify_pid) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,8 @@ def test_json():
                 "user": None,
                 "group": None,
                 "control": False,
+                "pidfile": None,
+                "daemonize": False,
             }
         ],
     }

@@ -26,6 +26,7 @@ def test_all_keys_of_uwsgi_are_known():
 
 def test_hyphen_and_underscore_are_alike():
     assert keys.find_key("ns-pid") is keys.find_key("ns_pid")
+    assert keys.find_key("notify-pid") is keys.find_key("notifypid")
     assert keys.is_later("rlimit-nofile")
 
 
@@ -57,6 +58,23 @@ def test_cleaned_names_are_names():
 )
 def test_touch(text, files):
     assert keys.parse_touch(text) == files
+
+
+@pytest.mark.parametrize("text", ["", "/a/", "/", ".", "a/..", "a\0"])
+def test_pidfile_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match=r"empty|directory|NUL"):
+        keys.parse_pidfile(text)
+
+
+def test_pidfile_stays_as_written():
+    assert keys.parse_pidfile("a//./b.pid") == "a//./b.pid"
+
+
+def test_patience_is_more_than_nothing():
+    assert keys.parse_patience("1ms") == 1_000_000
+    for text in ("0", "0s", "0.0"):
+        with pytest.raises(ValueError, match="not more than 0"):
+            keys.parse_patience(text)
 
 
 def test_touch_without_a_file_is_refused():
