@@ -191,7 +191,35 @@ static int read_control(struct guard *guard)
 	return size > 0;
 }
 
-/* Remove the cgroups below `dir_fd`, which it closes. What is not empty stays. */
+/* Whether cgroup.events says "populated 1", which is its first line since there is cgroup v2. */
+static int is_populated(int events_fd)
+{
+	static const char yes[] = "populated 1";
+	char text[sizeof yes - 1];
+
+	if (pread(events_fd, text, sizeof text, 0) != (ssize_t)sizeof text)
+		return 0;
+	for (size_t i = 0; i < sizeof text; i++)
+		if (text[i] != yes[i])
+			return 0;
+	return 1;
+}
+
+/* Whether a process is in the cgroup of this directory, or below it. */
+static int is_live(int dir_fd)
+{
+	const int fd = openat(dir_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+	const int live = fd >= 0 && is_populated(fd);
+
+	if (fd >= 0)
+		close(fd);
+	return live;
+}
+
+/*
+ * Remove the cgroups below `dir_fd`, which it closes. What is not empty stays, with all below it:
+ * a daemon that lives may have made itself cgroups that it has no use for yet.
+ */
 static void remove_below(int dir_fd, int depth)
 {
 	char buffer[2048] __attribute__((aligned(8)));
@@ -208,8 +236,13 @@ static void remove_below(int dir_fd, int depth)
 				const int fd = openat(dir_fd, entry->d_name,
 						      O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 
-				if (fd >= 0)
-					remove_below(fd, depth + 1);
+				if (fd < 0)
+					continue;
+				if (is_live(fd)) {
+					close(fd);
+					continue;
+				}
+				remove_below(fd, depth + 1);
 				unlinkat(dir_fd, entry->d_name, AT_REMOVEDIR);
 			}
 		}
@@ -221,7 +254,6 @@ static void remove_cgroups(const struct guard *guard)
 {
 	static const char *const groups[] = { "dumb", "smart", "master" };
 	const int fd = openat(guard->parent_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
-	const int dumb = openat(guard->instance_fd, "dumb", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	/* We may live in the master's leaf, which then is not empty. Where the directory above may
 	 * not hold processes (EBUSY) that leaf stays, and the next master removes it. */
@@ -230,25 +262,15 @@ static void remove_cgroups(const struct guard *guard)
 			errno = 0;
 		close(fd);
 	}
-	if (dumb >= 0)
-		remove_below(dumb, 0);
-	for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+	for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+		const int group = openat(guard->instance_fd, groups[i],
+					 O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+		if (group >= 0)
+			remove_below(group, 0);
 		unlinkat(guard->instance_fd, groups[i], AT_REMOVEDIR);
+	}
 	unlinkat(guard->parent_fd, guard->name, AT_REMOVEDIR);
-}
-
-/* Whether cgroup.events says "populated 1", which is its first line since there is cgroup v2. */
-static int is_populated(int events_fd)
-{
-	static const char yes[] = "populated 1";
-	char text[sizeof yes - 1];
-
-	if (pread(events_fd, text, sizeof text, 0) != (ssize_t)sizeof text)
-		return 0;
-	for (size_t i = 0; i < sizeof text; i++)
-		if (text[i] != yes[i])
-			return 0;
-	return 1;
 }
 
 /*

@@ -42,7 +42,7 @@ _Noreturn void child_run(struct task *task);
  */
 struct keeper {
 	const char *name;		/* for the process list: 15 characters */
-	int forwards;			/* signals from outside go on to the daemon */
+	int forwards;			/* signals from outside of its namespace go on to the daemon */
 	void (*kill_all)(void);		/* SIGKILL, again after every child that was reaped */
 	void (*signal_all)(int signo);
 };

@@ -5,9 +5,14 @@
  *
  * All signals have been blocked since before this process existed, so none is lost and none can
  * end it but SIGKILL.
+ *
+ * It dies with the master until it is told to survive. Then it outlives the master, and without a
+ * channel it is an orphan, of which a later master has a pidfd only: so an orphan takes signals
+ * for commands.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -123,6 +128,25 @@ static void signal_daemon(const struct kept *kept, int signo)
 		kill(kept->daemon, signo);
 }
 
+/*
+ * The daemon's own parent-death signal stays: it is about us. What came from the master is let go
+ * of, so that nothing waits for our end of its standard error.
+ */
+static void survive(struct kept *kept)
+{
+	const int fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+
+	kept->dies = 0;
+	if (kept->master.fd >= 0)
+		close(kept->master.fd);
+	kept->master.fd = -1;
+	prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+	if (fd < 0)
+		close(STDERR_FILENO);
+	else if (fd != STDERR_FILENO && dup2(fd, STDERR_FILENO) >= 0)
+		close(fd);
+}
+
 static void obey(struct kept *kept, const struct lowsuper_message *message)
 {
 	const int known = message->value > 0 && message->value < _NSIG;
@@ -133,17 +157,20 @@ static void obey(struct kept *kept, const struct lowsuper_message *message)
 		kept->keeper->signal_all(message->value);
 	else if (message->op == LOWSUPER_KILL)
 		kill_domain(kept);
+	else if (message->op == LOWSUPER_SURVIVE)
+		survive(kept);
 }
 
-static void master_is_gone(struct kept *kept)
+static void close_channel(struct kept *kept)
 {
+	close(kept->channel.fd);
 	kept->channel.fd = -1;
-	kept->master.fd = -1;
 	if (kept->dies)
 		kill_domain(kept);
 }
 
-static void read_channel(struct kept *kept)
+/* Whether there was a message. */
+static int read_channel(struct kept *kept)
 {
 	struct lowsuper_message message;
 	int passed_fd;
@@ -154,18 +181,56 @@ static void read_channel(struct kept *kept)
 	if (size == (int)sizeof message)
 		obey(kept, &message);
 	else if (size == 0 || (size < 0 && size != -EAGAIN))
-		master_is_gone(kept); /* the other end was closed, or dropped with unread data */
+		close_channel(kept); /* the other end was closed, or dropped with unread data */
+	return size > 0;
+}
+
+/* What it said last still counts, and it says no more: it may have told us to survive. */
+static void master_is_gone(struct kept *kept)
+{
+	while (kept->channel.fd >= 0 && read_channel(kept))
+		;
+	if (kept->master.fd >= 0)
+		close(kept->master.fd);
+	kept->master.fd = -1;
+	if (kept->channel.fd >= 0)
+		close_channel(kept);
+}
+
+/*
+ * Race: who sends the signal may have closed the channel just before, or have seen its holder
+ * end, and we have not come to that yet. So this reads the channel to its end.
+ */
+static int is_orphan(struct kept *kept)
+{
+	while (kept->channel.fd >= 0 && read_channel(kept))
+		;
+	return kept->channel.fd < 0 && !kept->dies;
+}
+
+/*
+ * The init of a namespace passes on what comes from outside, where the sender's pid is 0 (see
+ * pid_namespaces(7)), for as long as its daemon lives. Besides, an orphan takes SIGTERM for
+ * SIGNAL_ALL and SIGQUIT for KILL.
+ */
+static void take_signal(struct kept *kept, const struct signalfd_siginfo *info)
+{
+	if (info->ssi_signo == SIGCHLD || (kept->keeper->forwards && info->ssi_pid))
+		return;
+	if (kept->keeper->forwards && kept->daemon)
+		kill(kept->daemon, (int)info->ssi_signo);
+	else if (info->ssi_signo == SIGTERM && is_orphan(kept))
+		kept->keeper->signal_all(SIGTERM);
+	else if (info->ssi_signo == SIGQUIT && is_orphan(kept))
+		kill_domain(kept);
 }
 
 static void read_signals(struct kept *kept)
 {
 	struct signalfd_siginfo info;
 
-	while (read(kept->signals.fd, &info, sizeof info) == (ssize_t)sizeof info) {
-		/* From outside of our pid namespace the sender's pid is 0: see pid_namespaces(7). */
-		if (info.ssi_signo != SIGCHLD && info.ssi_pid == 0 && kept->daemon)
-			kill(kept->daemon, (int)info.ssi_signo);
-	}
+	while (read(kept->signals.fd, &info, sizeof info) == (ssize_t)sizeof info)
+		take_signal(kept, &info);
 	/* Always: standard signals do not queue, one SIGCHLD may stand for many. */
 	reap(kept);
 }
@@ -183,8 +248,11 @@ static void set_up(struct task *task, struct kept *kept)
 	if (kept->keeper->forwards) {
 		sigfillset(&set);
 	} else {
+		/* From the start, so that none that came before waits until it would be obeyed. */
 		sigemptyset(&set);
 		sigaddset(&set, SIGCHLD);
+		sigaddset(&set, SIGTERM);
+		sigaddset(&set, SIGQUIT);
 	}
 	kept->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (kept->signals.fd < 0)
@@ -218,9 +286,9 @@ void keeper_run(struct task *task, const struct keeper *keeper)
 			continue;
 		if (ready == 0 || polled[0].revents)
 			read_signals(&kept);
-		if (polled[1].revents)
+		if (polled[1].revents && kept.channel.fd >= 0)
 			read_channel(&kept);
-		if (polled[2].revents)
+		if (polled[2].revents && kept.master.fd >= 0)
 			master_is_gone(&kept);
 	}
 }

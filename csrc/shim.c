@@ -178,7 +178,8 @@ void shim_run(struct task *task)
 
 	/*
 	 * Before the daemon exists. No parent-death signal here: SIGKILL would leave nobody to
-	 * sweep, so the pidfd of the master is watched.
+	 * sweep, so the pidfd of the master is watched. Who kills us kills the daemon's first
+	 * process, by the parent-death signal of that, and what else is below us goes to init.
 	 */
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 		task_fail(task, LOWSUPER_STEP_FORK, errno, 2);

@@ -131,14 +131,16 @@ struct lowsuper_spawn {
 /*
  * From a role to the master: STARTED (a pidfd comes with it), EXITED (value: the raw wait status
  * of the daemon's first process, left: others are in its domain still).
- * From the master to a role: SIGNAL and SIGNAL_ALL (value: the signal), KILL.
+ * From the master to a role: SIGNAL and SIGNAL_ALL (value: the signal), KILL, and SURVIVE: the
+ * role, and what it keeps, does not die with the master any more.
  */
 enum lowsuper_op {
 	LOWSUPER_STARTED = 1,
 	LOWSUPER_EXITED,
 	LOWSUPER_SIGNAL,
 	LOWSUPER_SIGNAL_ALL,
-	LOWSUPER_KILL
+	LOWSUPER_KILL,
+	LOWSUPER_SURVIVE
 };
 
 struct lowsuper_message {

@@ -4,7 +4,7 @@
 steps of the plan and execs the daemon. How that went comes over the error pipe of the `Child`,
 which hangs up when it is known: give it to the loop, then call `read_outcome`. With the roles
 NSINIT and SHIM a small process stays between the master and the daemon; it talks over the child's
-channel: `receive`, `send_signal`, `send_signal_all`, `send_kill`.
+channel: `receive`, `send_signal`, `send_signal_all`, `send_kill`, `send_survive`.
 
 Rule: the master is single-threaded. A thread that forks during a spawn would inherit descriptors.
 """
@@ -351,6 +351,19 @@ def send_signal_all(channel_fd: int, signal: int) -> bool:
 def send_kill(channel_fd: int) -> bool:
     """Let the role SIGKILL everything in the domain until nothing is left; False: it is gone."""
     return _command(channel_fd, lib.LOWSUPER_KILL, SIGKILL)
+
+
+def send_survive(channel_fd: int) -> bool:
+    """Let the role outlive the master, with all that it keeps; False: the role is gone.
+
+    Whatever the plan said: until this is sent it dies with the master, so that one that is killed
+    before it could make a note of its daemon leaves nothing. When the channel is closed, the role
+    lives on until its domain is empty, and obeys signals that are sent to it: the shim, and the
+    namespace's init once the daemon's first process is gone, take SIGTERM for `send_signal_all`
+    and SIGQUIT for `send_kill`. SIGKILL is for the namespace's init only: it ends the namespace,
+    while a shim that is killed takes nothing but the daemon's first process with it.
+    """
+    return _command(channel_fd, lib.LOWSUPER_SURVIVE, 0)
 
 
 def _command(channel_fd: int, op: int, value: int) -> bool:
