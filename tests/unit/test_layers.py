@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "kernel.privilege": "errors model plan kernel.facts",
     "kernel.world": "errors events plan report kernel",
     "kernel.native": "errors record _native",
+    "kernel.pidfile": "errors identity kernel",
     # The program.
     "supervisor": "errors events machine master",
     "check": "command config errors kernel.facts kernel.source model plan",
