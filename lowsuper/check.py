@@ -12,7 +12,7 @@ from lowsuper.model import Origin, Problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Protocol
 
     from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec
@@ -40,6 +40,18 @@ if TYPE_CHECKING:
         def judge_program(self, path: str, identity: Identity | None, *, by_shell: bool) -> str:
             """Return why a program cannot be executed, or ""."""
 
+        def is_program(self, path: str) -> bool:
+            """Tell whether a path is a file that could be executed."""
+
+        def judge_pidfile(self, path: str) -> str:
+            """Return why what is at a path would not be believed, or ""."""
+
+        def judge_writing(self, path: str, identity: Identity | None) -> str:
+            """Return why someone cannot write to a file or into a directory, or ""."""
+
+        def name_writers(self, directory: str, identity: Identity | None) -> str:
+            """Return who besides root and someone can replace files of a directory, or ""."""
+
 
 USAGE = """Usage: lowsuper check [--json] [--exec] [--strict] FILE... [--OPTION VALUE]...
 
@@ -56,6 +68,7 @@ _DIRECTORY_FIELDS = (
     ("pidfile", "pidfile"),
     ("pidfile2", "pidfile2"),
     ("safe_pidfile", "safe-pidfile"),
+    ("state_dir", "state-dir"),
     ("daemonize", "daemonize"),
     ("daemonize2", "daemonize2"),
     ("logto", "logto"),
@@ -161,13 +174,8 @@ class _Checker:
                 self._say_missing(origin, "is not a directory", daemon.name)
                 return
         self._check_touch(daemon)
-        if daemon.command.compound:
-            self._say(
-                daemon.origin.replace(key="command", value=daemon.command.text),
-                "a shell runs this and stays: it is the daemon's first process",
-                daemon.name,
-                is_error=False,
-            )
+        self._check_pidfile(daemon, identity, master)
+        self._check_compound(daemon)
         problem = self._judge(daemon.command, directory, identity)
         if problem is not None:
             origin = daemon.origin.replace(key="command", value=daemon.command.text)
@@ -179,6 +187,84 @@ class _Checker:
             if not self._facts.is_directory(parent):
                 origin = daemon.origin.replace(key="touch", value=path)
                 self._say_missing(origin, f"there is no directory {parent}", daemon.name)
+
+    def _check_compound(self, daemon: DaemonSpec) -> None:
+        if not daemon.command.compound:
+            return
+        reason = "a shell runs this and stays: it is the daemon's first process"
+        advice = ""
+        if daemon.daemonize:
+            reason += ", and the pidfile will name it"
+            advice = "let one program be the command"
+        origin = daemon.origin.replace(key="command", value=daemon.command.text)
+        self._say(origin, reason, daemon.name, advice, is_error=False)
+
+    def _check_pidfile(
+        self, daemon: DaemonSpec, identity: Identity | None, master: Identity | None
+    ) -> None:
+        """Check the pidfile of a smart daemon.
+
+        Args:
+            daemon: any daemon.
+            identity: whom it runs as.
+            master: whom the configuration's own `uid` and `gid` stand for.
+        """
+        if daemon.pidfile is None:
+            return
+        origin = daemon.origin.replace(key="pidfile", value=daemon.pidfile)
+        path = join_path(self._spec.chdir or "", daemon.pidfile)
+        for reason, advice in self._judge_pidfile_itself(daemon, path):
+            self._say(origin, reason, daemon.name, advice, is_error=True)
+        parent = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+        if not self._facts.is_directory(parent):
+            reason = f"there is no directory {parent}"
+            if daemon.daemonize:
+                self._say_missing(origin, reason, daemon.name)
+            else:  # many a program makes the directory of its pidfile
+                advice = "unless the program makes it"
+                self._say(origin, reason, daemon.name, advice, is_error=False)
+            return
+        if daemon.daemonize:
+            writer = None if self._spec.master_as_root else master
+            found = self._doubt_written_pidfile(parent, identity, writer)
+        else:
+            found = self._doubt_pidfile_of_program(daemon, path, parent, identity)
+        for reason, advice in found:
+            self._say(origin, reason, daemon.name, advice, is_error=False)
+
+    def _judge_pidfile_itself(self, daemon: DaemonSpec, path: str) -> Iterator[tuple[str, str]]:
+        """Yield reason and advice of what makes a path no pidfile."""
+        if self._facts.is_directory(path):
+            yield "is a directory", "name a file in it"
+        elif self._facts.is_program(path):
+            yield "is a program, not a pidfile", "the pidfile comes first"
+
+    def _doubt_written_pidfile(
+        self, parent: str, identity: Identity | None, writer: Identity | None
+    ) -> Iterator[tuple[str, str]]:
+        """Yield reason and advice of what is strange about a pidfile that lowsuper writes."""
+        denial = self._facts.judge_writing(parent, writer)
+        if denial:
+            yield denial, "use a directory of that user"
+        writers = self._facts.name_writers(parent, identity)
+        if writers:
+            advice = "use a directory that only root can write to, such as /run"
+            yield f"{writers} {parent}, and so replace the pidfile", advice
+
+    def _doubt_pidfile_of_program(
+        self, daemon: DaemonSpec, path: str, parent: str, identity: Identity | None
+    ) -> Iterator[tuple[str, str]]:
+        """Yield reason and advice of what is strange about a pidfile that the daemon writes."""
+        oddity = self._facts.judge_pidfile(path)
+        if oddity:
+            yield f"{oddity}, and is not believed", "remove it"
+        elif self._facts.judge_writing(path, identity):
+            denial = self._facts.judge_writing(parent, identity)
+            if denial:
+                yield denial, "use a directory of that user"
+        if daemon.chdir is not None and not path.startswith("/"):
+            reason = "is looked for in the master's directory, not in the daemon's chdir"
+            yield reason, "write its whole path"
 
     def _judge(
         self, command: Command, directory: str, identity: Identity | None

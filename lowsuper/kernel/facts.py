@@ -214,6 +214,79 @@ class Facts:
             return f"user {who.name or who.uid} may not enter {closed}"
         return self._judge_head(path, by_shell=by_shell)
 
+    def is_program(self, path: str) -> bool:
+        """Tell whether a path is a file that could be executed, by its mode and its first bytes.
+
+        A pidfile that happens to have an execute bit is none.
+        """
+        try:
+            status = os.stat(path)
+            if not (stat.S_ISREG(status.st_mode) and status.st_mode & 0o111):
+                return False
+            with open(path, "rb") as file:
+                head = file.read(len(_ELF))
+        except OSError:
+            return False  # nothing there, or nothing that can be looked at
+        return head.startswith((_ELF, b"#!"))
+
+    def judge_pidfile(self, path: str) -> str:
+        """Return why what is at a path would not be believed as a pidfile, as a phrase, or "".
+
+        Nothing at all is fine. See `kernel.pidfile`, which reads them.
+        """
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return ""
+        if stat.S_ISLNK(status.st_mode):
+            return "is a symbolic link"
+        if not stat.S_ISREG(status.st_mode):
+            return "is not a regular file"
+        return "has another hard link" if status.st_nlink > 1 else ""
+
+    def judge_writing(self, path: str, identity: Identity | None) -> str:
+        """Return why someone cannot write to a file, or make files in a directory, or "".
+
+        By the mode bits, which with an access control list are not the whole truth.
+
+        Args:
+            path: of a file or directory.
+            identity: whom it is about; None for the master.
+        """
+        who = identity or self.master
+        try:
+            status = os.stat(path)
+            closed = _find_closed_directory(path, who)
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+        if closed:
+            return f"user {who.name or who.uid} may not enter {closed}"
+        wanted = 3 if stat.S_ISDIR(status.st_mode) else 2
+        if who.uid == 0 or _find_bits(status, who) & wanted == wanted:
+            return ""
+        return f"user {who.name or who.uid} may not write to {path}"
+
+    def name_writers(self, directory: str, identity: Identity | None) -> str:
+        """Return who can replace files of a directory, "uid 7 can write to", or "".
+
+        Not meant are root, the master, and the one who is given, with the group: in a sticky
+        directory of theirs everybody can make files, and replace none of somebody else.
+        """
+        who = identity or self.master
+        try:
+            status = os.stat(directory)
+        except OSError:
+            return ""
+        if status.st_uid not in (0, self.master.uid, who.uid):
+            return f"uid {status.st_uid} can write to"
+        if status.st_mode & stat.S_ISVTX:
+            return ""
+        if status.st_mode & stat.S_IWOTH:
+            return "everybody can write to"
+        if status.st_mode & stat.S_IWGRP and status.st_gid not in (0, who.gid):
+            return f"gid {status.st_gid} can write to"
+        return ""
+
     def _judge_head(self, path: str, *, by_shell: bool) -> str:
         """Return what is wrong with a file's first bytes, or ""."""
         try:
@@ -246,11 +319,16 @@ def _may_execute(status: os.stat_result, who: Identity) -> bool:
     """Tell whether the mode bits let someone execute a file or enter a directory."""
     if who.uid == 0:
         return bool(status.st_mode & 0o111) or stat.S_ISDIR(status.st_mode)
+    return bool(_find_bits(status, who) & 1)
+
+
+def _find_bits(status: os.stat_result, who: Identity) -> int:
+    """Return the three mode bits that count for someone who is not root: rwx is 7."""
     if who.uid == status.st_uid:
-        return bool(status.st_mode & 0o100)
+        return status.st_mode >> 6 & 7
     if status.st_gid in (who.gid, *who.groups):
-        return bool(status.st_mode & 0o010)
-    return bool(status.st_mode & 0o001)
+        return status.st_mode >> 3 & 7
+    return status.st_mode & 7
 
 
 def _name_denial(path: str, who: Identity) -> str:

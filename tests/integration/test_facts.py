@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import tempfile
 
 import pytest
 
@@ -133,6 +134,110 @@ def test_program_is_judged_for_the_daemons_user(make, tmp_path):
     assert facts.judge_program(path, nobody, by_shell=False) == (
         f"user nobody may not enter {tmp_path}"
     )
+
+
+# Pidfiles.
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "is_program"),
+    [
+        (b"\x7fELF", 0o755, True),
+        (b"#!/bin/sh\n", 0o755, True),
+        (b"123\n", 0o755, False),
+        (b"", 0o777, False),
+        (b"\x7fELF", 0o644, False),
+    ],
+)
+def test_program_is_told_from_a_pidfile(make, text, mode, is_program):
+    assert Facts({}).is_program(make("x", text, mode)) is is_program
+
+
+def test_what_would_not_be_believed_as_a_pidfile(make, tmp_path):
+    facts = Facts({})
+    assert facts.judge_pidfile(f"{tmp_path}/nope") == ""
+    path = make("x.pid", b"1\n", 0o644)
+    assert facts.judge_pidfile(path) == ""
+    os.symlink("x.pid", tmp_path / "link")
+    assert facts.judge_pidfile(f"{tmp_path}/link") == "is a symbolic link"
+    os.mkfifo(tmp_path / "fifo")
+    assert facts.judge_pidfile(f"{tmp_path}/fifo") == "is not a regular file"
+    assert not facts.is_program(f"{tmp_path}/fifo")
+    os.link(path, tmp_path / "other")
+    assert facts.judge_pidfile(path) == "has another hard link"
+
+
+WWW = Identity(4000000001, 4000000002, (4000000003,), "www")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("owner", "mode", "is_allowed"),
+    [
+        ((0, 0), 0o755, False),
+        ((0, 0), 0o777, True),
+        ((0, 0), 0o776, False),
+        ((4000000001, 0), 0o700, True),
+        ((4000000001, 0), 0o077, False),
+        ((0, 4000000002), 0o730, True),
+        ((0, 4000000003), 0o730, True),
+        ((0, 4000000003), 0o707, False),
+    ],
+)
+def test_who_may_make_files_in_a_directory(open_directory, owner, mode, is_allowed):
+    facts = Facts({})
+    os.chmod(open_directory, mode)
+    os.chown(open_directory, *owner)
+    reason = facts.judge_writing(open_directory, WWW)
+    assert reason == ("" if is_allowed else f"user www may not write to {open_directory}")
+    assert facts.judge_writing(open_directory, None) == ""
+
+
+@needs_root
+def test_who_may_write_to_a_file(open_directory):
+    facts = Facts({})
+    path = f"{open_directory}/x.pid"
+    assert facts.judge_writing(path, WWW) == "No such file or directory"
+    with open(path, "w"):
+        os.chmod(path, 0o602)
+    assert facts.judge_writing(path, WWW) == ""
+    os.chmod(open_directory, 0o700)
+    assert facts.judge_writing(path, WWW) == f"user www may not enter {open_directory}"
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("owner", "mode", "writers"),
+    [
+        ((0, 0), 0o755, ""),
+        ((0, 0), 0o775, ""),
+        ((0, 0), 0o1777, ""),
+        ((0, 0), 0o777, "everybody can write to"),
+        ((0, 7), 0o775, "gid 7 can write to"),
+        ((0, 7), 0o1775, ""),
+        ((0, 4000000002), 0o775, ""),
+        ((4000000001, 0), 0o755, ""),
+        ((7, 0), 0o755, "uid 7 can write to"),
+        ((7, 0), 0o1777, "uid 7 can write to"),
+    ],
+)
+def test_who_can_replace_a_file(open_directory, owner, mode, writers):
+    os.chmod(open_directory, mode)
+    os.chown(open_directory, *owner)
+    assert Facts({}).name_writers(open_directory, WWW) == writers
+
+
+def test_nobody_can_write_where_nothing_is(tmp_path):
+    assert Facts({}).name_writers(f"{tmp_path}/nope", None) == ""
+
+
+@pytest.fixture
+def open_directory():
+    """Give a directory that everybody can reach."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        os.chmod(path, 0o755)
+        yield path
+        os.chown(path, os.geteuid(), os.getegid())
 
 
 def test_directory_is_no_program(tmp_path):

@@ -13,8 +13,9 @@ from lowsuper.plan import Identity
 class World:
     """Facts of a machine that has one user and a few files."""
 
-    directories = ("/", "/srv", "/run")
+    directories = ("/", "/srv", "/run", "/srv/run", "/srv/open")
     programs = ("/bin/true", "/srv/app", "/srv/bad")
+    links = ("/srv/run/link.pid",)
 
     def __init__(self):
         self.judged = []
@@ -37,6 +38,19 @@ class World:
     def judge_program(self, path, identity, *, by_shell):
         self.judged.append((path, identity and identity.uid, by_shell))
         return "is not executable" if path == "/srv/bad" else ""
+
+    def is_program(self, path):
+        return path in self.programs
+
+    def judge_pidfile(self, path):
+        return "is a symbolic link" if path in self.links else ""
+
+    def judge_writing(self, path, identity):
+        mine = path.startswith("/srv/run") or identity is None
+        return "" if mine else f"user {identity.name} may not write to {path}"
+
+    def name_writers(self, directory, identity):
+        return "everybody can write to" if directory == "/srv/open" else ""
 
 
 def check(text, world=None):
@@ -66,6 +80,7 @@ def test_what_can_run_has_no_problem():
         ("chdir = /nope", "main.ini:2: chdir=/nope: is not a directory"),
         ("uid = wwww", "main.ini:2: uid=wwww: there is no user of that name; www?"),
         ("logto = /nope/x", "main.ini:2: logto=/nope/x: there is no directory /nope"),
+        ("state-dir = /nope/x", "main.ini:2: state-dir=/nope/x: there is no directory /nope"),
         ("pidfile = /nope/x", "main.ini:2: pidfile=/nope/x: there is no directory /nope"),
         ("touch-reload = /nope/x", "main.ini:2: touch-reload=/nope/x: there is no directory /nope"),
         ("master-fifo = /nope/x", "main.ini:2: master-fifo=/nope/x: there is no directory /nope"),
@@ -115,6 +130,78 @@ def test_what_can_run_has_no_problem():
 )
 def test_problem(line, expected):
     assert check(f"[uwsgi]\n{line}\n") == [expected]
+
+
+WRITE_DENIED = "warning: user www may not write to /run; use a directory of that user"
+
+
+@pytest.mark.parametrize(
+    ("keyval", "before", "expected"),
+    [
+        ("pidfile=/run/a.pid", "", ""),
+        ("pidfile=/a.pid", "", ""),
+        ("pidfile=/run/a.pid,daemonize", "", ""),
+        ("pidfile=run/a.pid,daemonize", "chdir = /srv", ""),
+        ("pidfile=/run", "", "is a directory; name a file in it"),
+        ("pidfile=/srv/app,daemonize", "", "is a program, not a pidfile; the pidfile comes first"),
+        ("pidfile=/nope/a.pid,daemonize", "", "there is no directory /nope"),
+        ("pidfile=nope/a.pid,daemonize", "chdir = /srv", "there is no directory /srv/nope"),
+        (
+            "pidfile=/nope/a.pid,daemonize",
+            "exec-asap = true",
+            "warning: there is no directory /nope; unless a hook makes it",
+        ),
+        (
+            "pidfile=/nope/a.pid",
+            "",
+            "warning: there is no directory /nope; unless the program makes it",
+        ),
+        (
+            "pidfile=/srv/open/a.pid,daemonize",
+            "",
+            (
+                "warning: everybody can write to /srv/open, and so replace the pidfile;"
+                " use a directory that only root can write to, such as /run"
+            ),
+        ),
+        ("pidfile=/srv/open/a.pid", "", ""),
+        (
+            "pidfile=/srv/run/link.pid",
+            "",
+            "warning: is a symbolic link, and is not believed; remove it",
+        ),
+        ("pidfile=/srv/run/link.pid,daemonize", "", ""),
+        ("pidfile=/run/a.pid,uid=www", "", WRITE_DENIED),
+        ("pidfile=/srv/run/a.pid,uid=www", "", ""),
+        ("pidfile=/run/a.pid,uid=www,daemonize", "", ""),
+        ("pidfile=/run/a.pid,daemonize", "uid = www", WRITE_DENIED),
+        ("pidfile=/run/a.pid,daemonize", "master-as-root = 1\nuid = www", ""),
+        (
+            "pidfile=a.pid,chdir=/srv",
+            "",
+            (
+                "warning: is looked for in the master's directory, not in the daemon's chdir;"
+                " write its whole path"
+            ),
+        ),
+        ("pidfile=/run/a.pid,chdir=/srv", "", ""),
+        ("pidfile=a.pid,chdir=/srv,daemonize", "", ""),
+    ],
+)
+def test_pidfile_of_a_smart_daemon(keyval, before, expected):
+    world = World()
+    world.directories = (*world.directories, ".")
+    text = f"[uwsgi]\n{before}\nattach-daemon2 = name=db,cmd=/srv/app,{keyval}\n"
+    pidfile = keyval.partition(",")[0]
+    found = [line.partition(": ")[2].replace(f"db: {pidfile}: ", "") for line in check(text, world)]
+    assert found == ([expected] if expected else [])
+
+
+def test_shell_that_stays_is_what_a_written_pidfile_names():
+    (line,) = check("[uwsgi]\nsmart-attach-daemon2 = /run/a.pid cd /srv && ./app\n")
+    assert "it is the daemon's first process, and the pidfile will name it; let one" in line
+    (line,) = check("[uwsgi]\nsmart-attach-daemon = /run/a.pid cd /srv && ./app\n")
+    assert line.endswith("it is the daemon's first process")
 
 
 def test_directory_that_a_hook_may_make_is_a_warning():
