@@ -18,11 +18,11 @@ from __future__ import annotations
 import os
 import time
 from errno import EBUSY, EEXIST, ENOENT, ENOTEMPTY, ESRCH
-from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, LOCK_NB, fcntl, flock
+from fcntl import LOCK_EX, LOCK_NB, flock
 
 from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
 from lowsuper.kernel import process
-from lowsuper.kernel.native import HIGH_FD
+from lowsuper.kernel.native import move_high
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Leaf:
         if self._events_fd < 0:
             flags = os.O_RDONLY | os.O_CLOEXEC
             events_fd = os.open("cgroup.events", flags, dir_fd=self.directory_fd)
-            self._events_fd = _move_high(events_fd)
+            self._events_fd = move_high(events_fd)
         return self._events_fd
 
     def kill(self) -> None:
@@ -183,7 +183,7 @@ class Tree:
             except OSError as error:
                 raise KernelError("mkdir", error.errno or 0, f"{self.path}/dumb/{leaf}") from error
             else:
-                return Leaf(self, leaf, _move_high(os.open(leaf, DIRECTORY, dir_fd=self.dumb_fd)))
+                return Leaf(self, leaf, move_high(os.open(leaf, DIRECTORY, dir_fd=self.dumb_fd)))
         raise KernelError("mkdir", EEXIST, f"{self.path}/dumb/{wanted}")
 
     def remove(self, name: str) -> None:
@@ -318,19 +318,6 @@ def _is_same(fd: int, name: str, dir_fd: int) -> bool:
         return False
 
 
-def _move_high(fd: int) -> int:
-    """Return the descriptor under a number out of the way of those that children get.
-
-    A child copies the master's low descriptors only: see `native.HIGH_FD`.
-    """
-    try:
-        high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD)
-    except OSError:
-        return fd  # so few are allowed that there is no high one; it works where it is, too
-    os.close(fd)
-    return high
-
-
 def sweep_unlocked(prefix: str) -> None:
     """Remove the directories of instances named `prefix...` whose master is gone."""
     parent = own_directory()
@@ -345,14 +332,20 @@ def sweep_unlocked(prefix: str) -> None:
 
 
 def find_lock_holder(fd: int) -> int:
-    """Return the pid of the process that holds a lock on an open file, or 0. See proc_locks(5)."""
-    inode = os.fstat(fd).st_ino
+    """Return the pid of the process that holds a flock on an open file, or 0. See proc_locks(5)."""
+    status = os.fstat(fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    found = 0
     for line in _read_text("/proc/locks").splitlines():
         fields = line.split()
-        # "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF"
-        if "->" not in fields and fields[5].rpartition(":")[2] == str(inode):
-            return max(0, int(fields[4]))
-    return 0
+        # "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF", and "1: -> ..." for who waits
+        if fields[1] != "FLOCK" or fields[5].rpartition(":")[2] != str(status.st_ino):
+            continue
+        found = max(0, int(fields[4]))
+        # Some file systems (btrfs, overlayfs) show another device there than stat(2) does.
+        if fields[5].startswith(f"{device}:"):
+            break
+    return found
 
 
 def _make_directory(name: str, dir_fd: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from errno import EAGAIN, EINVAL, ENOTTY
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from lowsuper.errors import KernelError, UnsupportedError
 from lowsuper.record import Record
@@ -59,6 +60,19 @@ def _succeed(result: int, call: str, subject: str = "") -> int:
 def close(fd: int) -> None:
     """Close a descriptor."""
     os.close(fd)
+
+
+def move_high(fd: int) -> int:
+    """Return the descriptor under a number out of the way of those that children get.
+
+    A child copies the master's low descriptors only: see `HIGH_FD`.
+    """
+    try:
+        high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD)
+    except OSError:
+        return fd  # so few are allowed that there is no high one; it works where it is, too
+    os.close(fd)
+    return high
 
 
 def signalfd_create(signals: Iterable[int]) -> int:
