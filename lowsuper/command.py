@@ -341,3 +341,30 @@ def find_program(command: Command) -> str:
         return ""
     word = _find_command_word(_simple_words(list(_Scanner(command.text).scan())), command.text)
     return "" if word is None or word.expands else word.value
+
+
+def find_words(command: Command) -> tuple[str, ...]:
+    """Return the program that a command surely runs, and its arguments as it gets them.
+
+    An argument that a shell would put something else in place of is "".
+
+    Args:
+        command: as `parse_command` made it.
+
+    Returns:
+        () when only a shell knows the program.
+    """
+    if not command.shell:
+        return command.argv
+    words = None if command.compound else _simple_words(list(_Scanner(command.text).scan()))
+    if not words:
+        return ()
+    if words[0].value == "exec" and not words[0].quoted:
+        words = words[1:]
+    program = _find_command_word(words, command.text)
+    if program is None or program.expands or program.value.startswith("-"):
+        return ()
+    place = words.index(program)
+    if any(word.value.startswith("PATH=") for word in words[:place]):
+        return ()
+    return tuple("" if word.expands else word.value for word in words[place:])

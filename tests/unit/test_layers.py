@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "errors": "",
     "model": "record units",
     "events": "record units",
-    "identity": "record",
+    "identity": "record script",
+    "script": "record",
     # Decisions.
     "backoff": "units",
     "machine": "backoff errors events record units machine",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     "kernel.privilege": "errors model plan kernel.facts",
     "kernel.world": "errors events plan report kernel",
     "kernel.native": "errors record _native",
+    "kernel.inspect": "command errors identity model script units",
     "kernel.pidfile": "errors identity kernel",
     # The program.
     "supervisor": "errors events machine master",
@@ -65,6 +67,7 @@ PURE = {
         "model",
         "events",
         "identity",
+        "script",
         "backoff",
         "machine",
         "master",
