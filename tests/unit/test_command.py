@@ -1,6 +1,6 @@
 import pytest
 
-from lowsuper.command import find_program, find_program_name, parse_command
+from lowsuper.command import find_program, find_program_name, find_words, parse_command
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,24 @@ def test_program_name(text, name):
 )
 def test_program_that_surely_runs_first(text, program):
     assert find_program(parse_command(text)) == program
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a/b -c d", ("a/b", "-c", "d")),
+        ("A=1 x 'y z' >log 2>&1", ("x", "y z")),
+        ("exec x -y", ("x", "-y")),
+        ("A=1 exec x", ()),  # taken for compound
+        ("exec -a name x", ()),
+        ('x $A -b "$C" *', ("x", "", "-b", "", "")),
+        ("$A/x y", ()),
+        ("PATH=/srv:$PATH x", ()),
+        ("a | b", ()),
+        ("a; b", ()),
+        ("cd /srv && ./run", ()),
+        ("echo hi", ()),
+    ],
+)
+def test_words_that_surely_run(text, words):
+    assert find_words(parse_command(text)) == words
