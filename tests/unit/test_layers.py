@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "kernel.native": "errors record _native",
     "kernel.inspect": "command errors identity model script units",
     "kernel.pidfile": "errors identity kernel",
+    "kernel.records": "errors identity kernel",
     # The program.
     "supervisor": "errors events machine master",
     "check": "command config errors kernel.facts kernel.source model plan",
