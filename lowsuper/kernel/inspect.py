@@ -439,23 +439,34 @@ def _skip_env(words: tuple[str, ...]) -> tuple[str, ...]:
     `env -S` as in #! lines is understood where its text is mere words.
     """
     while words and os.path.basename(words[0]) == "env":
-        words = words[1:]
-        while words and (words[0].startswith("-") or "=" in words[0]):
-            word, words = words[0], words[1:]
-            if word in ("-S", "--split-string") and words:
-                word, words = "-S" + words[0], words[1:]
-            if word.startswith(("-S", "--split-string=")):
-                text = word.removeprefix("--split-string=").removeprefix("-S")
-                if not _PLAIN_WORDS.isdisjoint(text):
-                    return ()
-                words = (*text.split(), *words)
-            elif word in ("-u", "--unset"):
-                words = words[1:]
-            elif word.startswith(("PATH=", "-C", "--chdir")):
+        words = _skip_env_options(words[1:])
+        while words and "=" in words[0]:
+            if words[0].startswith("PATH="):
                 return ()  # it looks elsewhere than we would
+            words = words[1:]
     return words
 
 
+def _skip_env_options(words: tuple[str, ...]) -> tuple[str, ...]:
+    while words and words[0].startswith("-"):
+        word, words = words[0], words[1:]
+        if word == "--":
+            break
+        if word in ("-S", "--split-string") and words:
+            word, words = "-S" + words[0], words[1:]
+        if word.startswith(("-S", "--split-string=")):
+            text = word.removeprefix("--split-string=").removeprefix("-S")
+            if not _PLAIN_WORDS.isdisjoint(text):
+                return ()
+            words = (*text.split(), *words)
+        elif word in ("-u", "--unset"):
+            words = words[1:]
+        elif word not in _ENV_FLAGS and not word.startswith("--unset="):
+            return ()  # another directory, or what is not known here
+    return words
+
+
+_ENV_FLAGS = frozenset(("-", "-i", "--ignore-environment", "-v", "--debug"))
 _PLAIN_WORDS = frozenset("\"'\\#$")
 """What makes a text of `env -S` more than words."""
 
