@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
@@ -153,14 +154,30 @@ class Master:
         """Return the pid of the daemon's next start."""
         return int(self.wait_line(rf"lowsuper: {re.escape(name)}: started, pid (\d+),")[1])
 
+    def wait_found(self, name: str) -> int:
+        """Return the pid of the smart daemon that it finds running next."""
+        return int(
+            self.wait_line(rf"lowsuper: {re.escape(name)}: found running for .*?, pid (\d+),")[1]
+        )
+
+    def wait_moved(self, name: str) -> int:
+        """Return the pid of the process that takes the place of the daemon's next."""
+        return int(
+            self.wait_line(rf"lowsuper: {re.escape(name)}: is pid (\d+) now, no longer \d+:")[1]
+        )
+
     def wait_ready(self) -> Master:
         self.wait_line(r"lowsuper: ready: ")
         return self
 
     def pid_of(self, name: str) -> int:
-        """Return the pid that the last line about a start of the daemon gave."""
+        """Return the pid that its last line about the daemon's start or whereabouts gave."""
         self.drain()
-        found = re.findall(rf"lowsuper: {re.escape(name)}: started, pid (\d+),", self.text)
+        found = re.findall(
+            rf"lowsuper: {re.escape(name)}: (?:started, pid|found running for .*?, pid|is pid)"
+            r" (\d+)\b",
+            self.text,
+        )
         assert found, self.text
         return int(found[-1])
 
@@ -246,7 +263,21 @@ class Masters:
         self._masters: list[Master] = []
         self._before = set(children_of(os.getpid()))
         self._instances: set[Path] = set()
+        self._survive = False
+        self._last_wishes: list[Callable[[], None]] = []
         self.checks_leftovers = True
+
+    def allow_survivors(self, last_wish: Callable[[], None] | None = None) -> None:
+        """Let daemons outlive their masters until the end of the test, where they are killed.
+
+        The records of them are kept in the test's directory. What must die with its master, or
+        at least what had a cgroup for that, is still looked for. `last_wish` is called when no
+        master is left that could start anything again.
+        """
+        assert not self._instances, "too late: a configuration without state-dir was written"
+        self._survive = True
+        if last_wish is not None:
+            self._last_wishes.append(last_wish)
 
     def write(self, text: str, name: str = "test.ini") -> Path:
         """Write a configuration: what follows the first line `[uwsgi]`, or a whole file."""
@@ -254,6 +285,8 @@ class Masters:
         text = text.replace("{D}", str(DAEMONS)).replace("{T}", str(self.directory))
         if not text.lstrip().startswith("["):
             text = "[uwsgi]\n" + text
+        if self._survive:
+            text += f"\n[uwsgi]\nstate-dir = {self.directory}/state\n"
         # Whole or not at all: a master that watches it must not see half of it.
         partial = path.with_name(f".{name}.part")
         partial.write_text(text)
@@ -296,9 +329,12 @@ class Masters:
         return [path for path in self._instances if path.is_dir()]
 
     def end(self) -> None:
-        """Kill every master and wait until nothing of them is left."""
+        """Kill every master and wait until nothing of them is left, but for allowed survivors."""
         for master in self._masters:
             master.kill_if_alive()
+        if self._survive:
+            return
+        for master in self._masters:
             master.wait_family_gone()
         self.wait_orphans()
 
@@ -307,11 +343,45 @@ class Masters:
         known = {master.pid for master in self._masters}
         assert not wait_children(self._before | known)
 
+    def survivors(self) -> set[int]:
+        """Return the pids of what runs of masters that have ended.
+
+        Some programs overwrite their environment, and with it the mark; then the cgroup tells,
+        or that they are orphans, who come to us.
+        """
+        found = {pid for pid in children_of(os.getpid()) if is_alive(pid)} - self._before
+        found -= {master.pid for master in self._masters}
+        for master in self._masters:
+            found |= master.family()
+        return found.union(*map(members_of, self.cgroups()))
+
+    def _end_survivors(self) -> list[str]:
+        """Kill what was allowed to live on; return what is wrong, in words."""
+        problems = []
+        for wish in self._last_wishes:
+            try:
+                wish()
+            except AssertionError as error:
+                problems.append(str(error))
+        dumb = set().union(*(members_of(path / "dumb") for path in self.cgroups()))
+        for pid in dumb:
+            try:
+                wait_gone(pid, 10)
+            except AssertionError as error:
+                problems.append(f"outlives its master: {error}")
+        end = time.monotonic() + 10
+        while pids := self.survivors():
+            kill_all(pids)
+            if time.monotonic() >= end:
+                problems.append(f"does not die: {describe(pids)}")
+                break
+        return problems
+
     def close(self) -> None:
-        """End everything; raises AssertionError if something outlives its master."""
+        """End everything; raises AssertionError if something outlives its master unbidden."""
         for master in self._masters:
             master.close()
-        problems = []
+        problems = self._end_survivors() if self._survive else []
         for master in self._masters:
             try:
                 master.wait_family_gone(10)
@@ -319,6 +389,9 @@ class Masters:
                 problems.append(str(error))
                 kill_all(master.family())
         problems += wait_children(self._before)
+        if self._survive:
+            for path in self.cgroups():
+                remove_cgroup(path, 10)
         if self.checks_leftovers:
             problems += [f"cgroup {path} is left" for path in self.cgroups()]
         for path in self.cgroups():
@@ -545,11 +618,25 @@ def own_cgroup() -> Path | None:
     return None
 
 
-def remove_cgroup(path: Path) -> None:
-    """Remove what is left of an instance's cgroups."""
-    for directory, _, _ in os.walk(path, topdown=False):
+def members_of(path: Path) -> set[int]:
+    """Return the pids of the processes in a cgroup and all those below it."""
+    found: set[int] = set()
+    for directory, _, _ in os.walk(path):
         with contextlib.suppress(OSError):
-            os.rmdir(directory)
+            found |= set(map(int, Path(directory, "cgroup.procs").read_text().split()))
+    return found
+
+
+def remove_cgroup(path: Path, timeout: float = 0.0) -> None:
+    """Remove what is left of an instance's cgroups; wait for what dies there at this moment."""
+    end = time.monotonic() + timeout
+    while True:
+        for directory, _, _ in os.walk(path, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+        if not path.is_dir() or time.monotonic() >= end:
+            return
+        select.select([], [], [], 0.01)
 
 
 def has_cgroups() -> bool:
