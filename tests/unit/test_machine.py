@@ -1,4 +1,7 @@
-"""The daemon machine, row by row. Every state class meets every event class in `TABLE`."""
+"""The daemon machine, row by row. Every state of a plain daemon meets every event in `TABLE`.
+
+What a smart daemon does is in test_smart.py.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from lowsuper.events import (
     DaemonDied,
     DaemonEnding,
     DaemonGone,
+    DaemonInBackground,
     DaemonKilled,
     DaemonNotStarted,
     DaemonSlow,
@@ -22,8 +26,10 @@ from lowsuper.events import (
     Emptied,
     ExecOk,
     Exited,
+    Found,
     Kill,
     KillDomain,
+    PidfileTouched,
     Reload,
     Say,
     SetTimer,
@@ -38,19 +44,25 @@ from lowsuper.events import (
     WentDown,
 )
 from lowsuper.machine import (
+    Awaiting,
+    Backoff,
+    Broken,
+    Down,
+    Looking,
+    Starting,
+    Stopping,
+    Up,
+    step,
+)
+from lowsuper.machine.plain import TO_BACKGROUND
+from lowsuper.machine.states import (
     AGAIN,
     CRASHED,
     DOWN,
     RELOADED,
     SLOW_START,
     STUCK,
-    Backoff,
-    Broken,
-    Down,
-    Starting,
-    Stopping,
-    Up,
-    step,
+    UNREADY,
 )
 from lowsuper.model import Command, DaemonSpec, Origin
 from lowsuper.units import SECOND
@@ -166,8 +178,8 @@ TABLE = {
         "Timer": ("Stopping", "KillDomain SetTimer DaemonKilled"),
         "ExecOk": (SAME, ""),  # the pid is known already
         "SpawnFailed": (SAME, ""),
-        "not cloned": ("Down", "CancelTimer DaemonGone WentDown"),
-        "Exited": ("Down", "CancelTimer DaemonGone WentDown"),
+        "not cloned": ("Down", "DaemonGone CancelTimer WentDown"),
+        "Exited": ("Down", "DaemonGone CancelTimer WentDown"),
         "left": ("Stopping", "Signal"),
         "Emptied": (SAME, ""),
     },
@@ -215,8 +227,9 @@ def test_step_when_event_meets_state_follows_the_table(state, event):
 
 
 def test_table_has_every_state_and_event():
-    assert {type(state) for state in STATES.values()} == set(get_args(machine.State))
-    assert {type(event) for event in EVENTS.values()} == set(get_args(events.DaemonEvent))
+    smart = {Looking, Awaiting}
+    assert {type(state) for state in STATES.values()} == set(get_args(machine.State)) - smart
+    assert {type(event) for event in EVENTS.values()} == set(get_args(events.PlainEvent))
     assert all(row.keys() == EVENTS.keys() for row in TABLE.values())
     assert TABLE.keys() == STATES.keys()
 
@@ -226,6 +239,12 @@ def test_table_has_every_state_and_event():
 def test_step_when_event_is_of_another_run_changes_nothing(state, event, other):
     before = STATES[state]
     assert step(SPEC, before, EVENTS[event].replace(run=other), NOW) == (before, ())
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("event", [PidfileTouched(), Found(RUN, 7, 0, 0, "cgroup", BORN, "x")])
+def test_step_when_the_daemon_is_plain_knows_no_pidfile(state, event):
+    assert step(SPEC, STATES[state], event, NOW) == (STATES[state], ())
 
 
 def test_states_lists_every_class_that_a_state_can_hold():
@@ -392,6 +411,68 @@ def test_exited_when_control_tells_the_master_once_nothing_is_left(left):
     assert only(actions, CancelTimer) == CancelTimer()
 
 
+# In the background.
+
+
+BACKGROUND = Up(RUN, BORN, 1, 77, background=True)
+
+
+def test_exited_with_0_soon_when_something_is_left_is_a_way_into_the_background():
+    up = Up(RUN, BORN, 1, 77)
+    age = TO_BACKGROUND - 1
+    after, actions = step(SPEC, up, Exited(RUN, 0, left=True), BORN + age)
+    assert after == BACKGROUND
+    assert actions == (Say(DaemonInBackground("web", 77, age)),)
+
+
+@pytest.mark.parametrize(
+    ("spec", "event", "now"),
+    [
+        (SPEC, Exited(RUN, 0, left=True), BORN + TO_BACKGROUND),
+        (SPEC, Exited(RUN, 256, left=True), BORN),
+        (SPEC, Exited(RUN, 9, left=True), BORN),
+        (SPEC, Exited(RUN, 0, left=False), BORN),
+        (CONTROL, Exited(RUN, 0, left=True), BORN),
+    ],
+)
+def test_exited_otherwise_is_an_end(spec, event, now):
+    _, actions = step(spec, Up(RUN, BORN, 1, 77), event, now)
+    assert DaemonDied in [type(note) for note in notes(actions)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_exited_into_the_background_before_exec_ok_is_ready_without_a_timer(first):
+    starting = Starting(RUN, BORN, 1, first=first)
+    after, actions = step(SPEC, starting, Exited(RUN, 0, left=True), BORN)
+    assert after == Up(RUN, BORN, 1, 0, background=True)
+    assert actions[0] == CancelTimer()
+    assert actions[-1] == Settled(ok=True, first=first)
+    assert step(SPEC, after, EXEC_OK, BORN)[0] == after
+
+
+@pytest.mark.parametrize(
+    ("event", "then"),
+    [(Stop(), DOWN), (Reload(), RELOADED), (Touched("/t"), AGAIN), (Kill(), DOWN)],
+)
+def test_background_when_asked_to_end_waits_for_what_it_left(event, then):
+    after, actions = step(SPEC, BACKGROUND, event, NOW)
+    assert (after.then, after.main_gone) == (then, True)
+    assert [type(action) for action in actions][:2] in ([Signal, SetTimer], [KillDomain, SetTimer])
+    after, actions = step(SPEC, after, Emptied(RUN), NOW)
+    assert isinstance(after, Starting if then == AGAIN else Down)
+
+
+def test_background_when_empty_starts_again():
+    after, actions = step(SPEC, BACKGROUND, Emptied(RUN), NOW)
+    assert after == Starting(RUN + 1, NOW, 2)
+    assert notes(actions) == [DaemonDied("web", 77, None, NOW - BORN, False, 0, False)]
+
+
+def test_background_when_something_exits_again_changes_nothing():
+    event = Exited(RUN, 0, left=False)
+    assert step(SPEC, BACKGROUND, event, NOW) == (BACKGROUND, ())
+
+
 @pytest.mark.parametrize("event", [Stop(), Touched("/t")])
 def test_exited_when_control_was_asked_to_end_does_not_end_the_master(event):
     state, _ = step(CONTROL, STATES["Up"], event, NOW)
@@ -411,7 +492,7 @@ def test_gone_when_nothing_follows_is_down_without_a_timer(then):
     after, actions = step(SPEC, stopping(then), Exited(RUN, 0, left=False), NOW)
     assert after == Down(RUN)
     note = DaemonGone("web", 77, 0, NOW - BORN)
-    assert actions == (CancelTimer(), Say(note), WentDown())
+    assert actions == (Say(note), CancelTimer(), WentDown())
 
 
 def test_gone_when_restarted_starts_at_once_with_a_new_count():
@@ -428,10 +509,18 @@ def test_gone_when_restarted_starts_at_once_with_a_new_count():
         (4 * SECOND, Starting(RUN + 1, NOW, 3)),
     ],
 )
-def test_gone_when_crashed_is_throttled_by_the_age_at_the_crash(age, expected):
-    state = stopping(CRASHED, main_gone=True, born=BORN - age, status=9)
+@pytest.mark.parametrize("then", [CRASHED, UNREADY])
+def test_gone_when_crashed_is_throttled_by_the_age_at_the_crash(age, expected, then):
+    state = stopping(then, main_gone=True, born=BORN - age, status=9)
     after, _ = step(SPEC, state, Emptied(RUN), NOW)
     assert after == expected
+
+
+def test_gone_when_control_was_not_ready_does_not_end_the_master():
+    state = stopping(UNREADY, main_gone=True, status=0)
+    after, actions = step(CONTROL, state, Emptied(RUN), NOW)
+    assert isinstance(after, Backoff)
+    assert not [action for action in actions if isinstance(action, ControlEnded)]
 
 
 def test_emptied_before_the_exit_is_not_believed():
@@ -443,7 +532,7 @@ def test_left_when_already_killed_is_not_asked_again():
     assert actions == ()
 
 
-@pytest.mark.parametrize("then", [DOWN, RELOADED, AGAIN, CRASHED])
+@pytest.mark.parametrize("then", [DOWN, RELOADED, AGAIN, CRASHED, UNREADY])
 @pytest.mark.parametrize(
     ("event", "sequel"), [(Stop(), DOWN), (Kill(), DOWN), (Reload(), RELOADED)]
 )
@@ -452,7 +541,7 @@ def test_stopping_when_asked_again_obeys_the_last_word(then, event, sequel):
     assert after.then == sequel
 
 
-@pytest.mark.parametrize("then", [DOWN, RELOADED, AGAIN, CRASHED])
+@pytest.mark.parametrize("then", [DOWN, RELOADED, AGAIN, CRASHED, UNREADY])
 def test_touch_when_stopping_changes_nothing(then):
     assert step(SPEC, stopping(then), Touched("/t"), NOW) == (stopping(then), ())
 
@@ -498,7 +587,7 @@ def test_timer_long_after_kill_says_stuck_then_abandons():
     assert actions[-1] == WentDown(abandoned=True)
 
 
-@pytest.mark.parametrize("then", [RELOADED, AGAIN, CRASHED])
+@pytest.mark.parametrize("then", [RELOADED, AGAIN, CRASHED, UNREADY])
 def test_timer_long_after_kill_when_something_follows_says_stuck_and_waits(then):
     state, actions = step(SPEC, stopping(then, killed=True), Timer(RUN), NOW)
     assert [name_of(action) for action in actions] == ["DaemonStuck"]
@@ -506,7 +595,7 @@ def test_timer_long_after_kill_when_something_follows_says_stuck_and_waits(then)
     assert state.said_stuck
 
 
-@pytest.mark.parametrize("then", [RELOADED, AGAIN, CRASHED])
+@pytest.mark.parametrize("then", [RELOADED, AGAIN, CRASHED, UNREADY])
 @pytest.mark.parametrize("event", [Stop(), Kill()])
 def test_stop_when_stuck_without_a_timer_sets_one(then, event):
     state = stopping(then, killed=True, said_stuck=True)

@@ -9,11 +9,21 @@ import pytest
 from lowsuper import events, machine
 from lowsuper.events import (
     AllStarted,
+    DaemonAwaited,
     DaemonDied,
+    DaemonDoubted,
     DaemonEnding,
+    DaemonFinding,
+    DaemonFound,
     DaemonGone,
+    DaemonHeld,
+    DaemonInBackground,
     DaemonKilled,
+    DaemonLeft,
+    DaemonMoved,
+    DaemonNotReady,
     DaemonNotStarted,
+    DaemonReaped,
     DaemonSlow,
     DaemonStarted,
     DaemonStuck,
@@ -27,7 +37,7 @@ from lowsuper.events import (
     MasterStops,
     SpawnFailed,
 )
-from lowsuper.machine import Backoff, Broken, Down, Starting, Stopping, Up
+from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up
 from lowsuper.report import (
     describe_state,
     format_duration,
@@ -44,6 +54,10 @@ LINES = [
     (
         DaemonStarted("web", 77, 33, 34, "cgroup"),
         "web: started, pid 77, uid 33, gid 34, kill domain cgroup",
+    ),
+    (
+        DaemonStarted("web", 77, 33, 34, "cgroup", 12 * MS),
+        ("web: started, pid 77, uid 33, gid 34, kill domain cgroup; its pidfile came after 12 ms"),
     ),
     (
         DaemonNotStarted("web", "chdir", 2, "/srv", 4 * SECOND),
@@ -95,6 +109,10 @@ LINES = [
         DaemonEnding("web", 77, 15, 8 * SECOND, "touch /x"),
         "web: touch /x: SIGTERM (15) to pid 77, SIGKILL in 8 s",
     ),
+    (
+        DaemonEnding("web", 0, 15, 8 * SECOND, "touch /x"),
+        "web: touch /x: SIGTERM (15) to all of it, SIGKILL in 8 s",
+    ),
     (DaemonKilled("web", 77, 0), "web: SIGKILL to all of it"),
     (DaemonKilled("web", 77, 8 * SECOND), "web: still there after 8 s: SIGKILL to all of it"),
     (
@@ -127,6 +145,98 @@ LINES = [
             "(a dead network file system?)"
         ),
     ),
+    (
+        DaemonInBackground("web", 77, 12 * MS),
+        (
+            "web: pid 77 exited with 0 after 12 ms and left processes running: it seems to put "
+            "itself into the background; they are watched now, but smart-attach-daemon with its "
+            "pidfile, or its option for the foreground, is what it needs"
+        ),
+    ),
+    (
+        DaemonInBackground("web", 0, 0),
+        (
+            "web: exited with 0 after 0 ms and left processes running: it seems to put "
+            "itself into the background; they are watched now, but smart-attach-daemon with its "
+            "pidfile, or its option for the foreground, is what it needs"
+        ),
+    ),
+    (
+        DaemonFound("web", 77, 33, 34, "cgroup", 182 * SECOND, "recorded by lowsuper"),
+        (
+            "web: found running for 3 min 2 s, pid 77, uid 33, gid 34, kill domain cgroup: "
+            "recorded by lowsuper"
+        ),
+    ),
+    (
+        DaemonFinding("web", "the pidfile /x.pid names 123, which does not run"),
+        "web: the pidfile /x.pid names 123, which does not run; starting",
+    ),
+    (
+        DaemonHeld("web", "/x.pid", "main, pid 12"),
+        "web: the pidfile /x.pid is governed by main, pid 12; left to it until it lets go",
+    ),
+    (
+        DaemonAwaited("web", 77, 0, "the pidfile /x.pid is empty", 10 * SECOND),
+        (
+            "web: pid 77 exited with 0 and left processes behind; the pidfile /x.pid is empty; "
+            "waiting up to 10 s for the pidfile to name one of them"
+        ),
+    ),
+    (
+        DaemonAwaited("web", 77, None, "the pidfile /x.pid is empty", 10 * SECOND),
+        (
+            "web: pid 77 ended and left processes behind; the pidfile /x.pid is empty; "
+            "waiting up to 10 s for the pidfile to name one of them"
+        ),
+    ),
+    (
+        DaemonAwaited("web", 0, None, "the pidfile /x.pid is not there", 10 * SECOND),
+        (
+            "web: an earlier start left processes behind; the pidfile /x.pid is not there; "
+            "waiting up to 10 s for the pidfile to name one of them"
+        ),
+    ),
+    (
+        DaemonNotReady("web", "the pidfile /x.pid is empty", 768, 10 * SECOND, False, SECOND),
+        (
+            "web: not ready after 10 s: the pidfile /x.pid is empty; what was launched exited "
+            "with 3; next try in 1 s"
+        ),
+    ),
+    (
+        DaemonNotReady("web", "the pidfile /x.pid is empty", None, 10 * SECOND, True, None),
+        (
+            "web: not ready after 10 s: the pidfile /x.pid is empty; what was launched still "
+            "runs; ending what is there first"
+        ),
+    ),
+    (
+        DaemonNotReady("web", "the pidfile /x.pid is empty", None, SECOND, False, SECOND),
+        (
+            "web: not ready after 1 s: the pidfile /x.pid is empty; nothing of it runs; "
+            "next try in 1 s"
+        ),
+    ),
+    (
+        DaemonMoved("web", 77, 78, "it is in the daemon's kill domain"),
+        "web: is pid 78 now, no longer 77: it is in the daemon's kill domain",
+    ),
+    (
+        DaemonDoubted("web", 77, "the pidfile /x.pid is empty", False),
+        "web: the pidfile /x.pid is empty, but pid 77 runs and stays watched",
+    ),
+    (
+        DaemonDoubted("web", 77, "the pidfile /x.pid is empty", True),
+        "web: the pidfile /x.pid is empty, but pid 77 runs and stays watched; written again",
+    ),
+    (DaemonLeft("web", 77, "stop", None), "web: stop: left running, pid 77"),
+    (DaemonLeft("web", 0, "stop", None), "web: stop: left running"),
+    (
+        DaemonLeft("web", 77, "reload", 1),
+        "web: reload: left running, pid 77, told by SIGHUP (1)",
+    ),
+    (DaemonReaped("web", 77, 768), "web: pid 77 exited with 3, says its parent now"),
     (HookRuns("as-root", "mount -a"), "exec-as-root: mount -a"),
     (HookFailed("asap", "x", 256, True), "exec-asap: x: exited with 1; giving up"),
     (HookFailed("asap", "x", -1, True), "exec-asap: x: could not be started; giving up"),
@@ -141,6 +251,10 @@ LINES = [
     ),
     (MasterStops("SIGTERM", 1), "SIGTERM: stopping 1 daemon"),
     (MasterStops("c has ended", 0), "c has ended: stopping 0 daemons"),
+    (
+        MasterStops("SIGTERM", 1, 2),
+        "SIGTERM: stopping 1 daemon, leaving 2 daemons running",
+    ),
     (MasterKills("SIGINT"), "SIGINT again: SIGKILL to everything"),
     (MasterReloads("SIGHUP", False), "SIGHUP: reloading"),
     (MasterReloads("master-fifo R", True), "master-fifo R: reloading without waiting for anybody"),
@@ -218,7 +332,11 @@ def test_status_reads_as_words(status, text):
 
 STATES = [
     (Down(3), "down"),
+    (Looking(1, 0), "looking whether it runs"),
+    (Looking(1, 0, held=True), "another master governs its pidfile"),
     (Starting(1, 0, 1), "starting for 5 s"),
+    (Awaiting(1, SECOND, 0, 0, 1, 77), "waiting for its pidfile, pid 77 for 4 s"),
+    (Awaiting(1, SECOND, 0, 0, 1, 0), "waiting for its pidfile, for 4 s"),
     (Broken(1, 0, 1, SpawnFailed(1, "x", 2, "", True)), "start failed"),
     (Up(1, 0, 1, 77), "up, pid 77, for 5 s"),
     (Stopping(1, SECOND, 0, 0, 1, 77, "down"), "stopping, pid 77 for 4 s"),

@@ -8,7 +8,17 @@ import pytest
 
 from lowsuper import machine, master
 from lowsuper.events import SpawnFailed
-from lowsuper.machine import STATE_VERSION, Backoff, Broken, Down, Starting, Stopping, Up
+from lowsuper.machine import (
+    STATE_VERSION,
+    Awaiting,
+    Backoff,
+    Broken,
+    Down,
+    Looking,
+    Starting,
+    Stopping,
+    Up,
+)
 from lowsuper.master import Master
 from lowsuper.state import dump, load
 
@@ -16,7 +26,9 @@ CLASSES = (*machine.STATES, Master)
 FAILURE = SpawnFailed(3, "chdir", 2, "/srv\udce9", cloned=True)
 VALUES = [
     Down(),
+    Looking(1, 2, first=True, held=True),
     Starting(1, 2, 3, first=True),
+    Awaiting(1, 2, 3, 4, 5, 6, lost=True, status=9, finding="the pidfile /x\udce9 is empty"),
     Broken(1, 2, 3, FAILURE),
     Up(1, 2, 3, 4, ready=False),
     Stopping(1, 2, 3, 4, 5, 6, "again", main_gone=True, status=None),
