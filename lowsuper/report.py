@@ -152,9 +152,9 @@ def _daemon_words(  # noqa: C901
         case DaemonDied():
             return _died(note)
         case DaemonEnding(pid=pid, signal=signal, patience=patience, why=why):
+            whom = f"pid {pid}" if pid else "all of it"
             return (
-                f"{why}: {format_signal(signal)} to pid {pid}, "
-                f"SIGKILL in {format_duration(patience)}"
+                f"{why}: {format_signal(signal)} to {whom}, SIGKILL in {format_duration(patience)}"
             )
         case DaemonKilled(waited=0):
             return "SIGKILL to all of it"

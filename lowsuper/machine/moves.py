@@ -65,7 +65,7 @@ def begin(spec: DaemonSpec, run: RunId, spawns: int, now: Ns, *, first: bool = F
         first: the outcome is told to the master machine.
     """
     if is_smart(spec):
-        return Looking(run + 1, spawns, first), (Look(run + 1),)
+        return Looking(run + 1, spawns, first), (CancelTimer(), Look(run + 1))
     return spawn(run + 1, spawns, now, first=first)
 
 
@@ -77,10 +77,10 @@ def spawn(run: RunId, spawns: int, now: Ns, *, first: bool = False) -> Result:
     )
 
 
-def retry(run: RunId, spawns: int, pause: Ns, now: Ns) -> Result:
-    """Start again after `pause`, or at once if there is none."""
+def retry(spec: DaemonSpec, run: RunId, spawns: int, pause: Ns, now: Ns) -> Result:
+    """Begin the run after `run` after `pause`, or at once if there is none."""
     if pause == 0:
-        return spawn(run + 1, spawns, now)
+        return begin(spec, run, spawns, now)
     return Backoff(run, spawns, now + pause), (SetTimer(run, now + pause),)
 
 
@@ -147,16 +147,15 @@ def end_rest(
     spawns: int,
     status: int | None,
     gone: bool,
+    then: str,
     now: Ns,
 ) -> Result:
-    """Ask what is there of a daemon to end, gracefully, and go on as after a crash.
+    """Ask what is there of a daemon to end, gracefully; `then` says what follows.
 
     What it left behind may still hold its port, and must not run beside the next.
     """
     deadline = now + patience(spec)
-    stopping = Stopping(
-        run, now, deadline, born, spawns, pid, CRASHED, main_gone=gone, status=status
-    )
+    stopping = Stopping(run, now, deadline, born, spawns, pid, then, main_gone=gone, status=status)
     return stopping, (Signal(run, spec.stop_signal), SetTimer(run, deadline))
 
 
@@ -171,21 +170,32 @@ def die(
     left: bool,
     now: Ns,
 ) -> Result:
-    """The daemon's own process ended without being asked."""
+    """The daemon's own process ended without being asked; a smart one was looked for just now."""
     age = max(0, now - born)
     spawns = count_spawns(spawns, age)
     pause = None if spec.control else pause_before_start(spawns, age, spec.max_throttle)
     note = Say(DaemonDied(spec.name, pid, status, age, left, pause, spec.control))
     if left:
         stopping, actions = end_rest(
-            spec, run, pid, born=born, spawns=spawns, status=status, gone=True, now=now
+            spec,
+            run,
+            pid,
+            born=born,
+            spawns=spawns,
+            status=status,
+            gone=True,
+            then=CRASHED,
+            now=now,
         )
         return stopping, (note, *actions)
     unname = unname_after(spec, run)
     if pause is None:
         down, actions = go_down(spec, run)
         return down, (note, *unname, ControlEnded(known(status)), *actions)
-    after, actions = retry(run, spawns, pause, now)
+    if pause == 0:
+        after, actions = spawn(run + 1, spawns, now)
+    else:
+        after, actions = retry(spec, run, spawns, pause, now)
     # The start comes before the words: whoever waits for the daemon waits for nothing else.
     return after, (*actions, *unname, note)
 

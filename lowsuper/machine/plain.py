@@ -147,11 +147,7 @@ def _starting(spec: DaemonSpec, state: Starting, event: PlainEvent, now: Ns) -> 
         case Exited() if event.run == state.run:
             # Race: the exit can be seen before the helper's record. The record, which then comes
             # for a run that is over, has only its text left to give; the pause is the same.
-            if is_smart(spec):
-                return smart.launched_and_gone(spec, state, event, now)
-            up = Up(state.run, state.since, state.spawns, 0)
-            after, actions = _up(spec, up, event, now)
-            return after, (*unsettle(state.first), *actions)
+            return _ended_early(spec, state, event, now)
         case Stop() | Reload() | Kill() | Touched():
             # Nothing runs yet that could end gracefully.
             stopping, actions = kill_now(state, state.spawns, 0, sequel(event), now)
@@ -167,12 +163,23 @@ def _starting(spec: DaemonSpec, state: Starting, event: PlainEvent, now: Ns) -> 
             assert_never(event)
 
 
+def _ended_early(spec: DaemonSpec, state: Starting, event: Exited, now: Ns) -> Result:
+    """Its program ended before it was known that it ran."""
+    if is_smart(spec):
+        return smart.launched_and_gone(spec, state, event, now)
+    up = Up(state.run, state.since, state.spawns, 0)
+    after, actions = _ended(spec, up, event, now)
+    if isinstance(after, Up):  # in the background
+        return after, (CancelTimer(), *actions, Settled(True, state.first))
+    return after, (*unsettle(state.first), *actions)
+
+
 def _start_again(
     spec: DaemonSpec, state: Starting | Broken, failure: SpawnFailed, now: Ns
 ) -> Result:
     """After a start that failed: the throttle, and one line that says what failed."""
     pause = pause_before_start(state.spawns, now - state.since, spec.max_throttle)
-    after, actions = retry(state.run, state.spawns, pause, now)
+    after, actions = retry(spec, state.run, state.spawns, pause, now)
     note = DaemonNotStarted(spec.name, failure.step, failure.errno, failure.subject, pause)
     return after, (Say(note), *actions)
 
@@ -325,16 +332,15 @@ def _gone(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
     match state.then:
         case "again":
             after, actions = begin(spec, state.run, 0, now)
-            cancel = () if isinstance(after, Starting) else (CancelTimer(),)
-            return after, (*cancel, Say(gone.replace(retry=0)), *unname, *actions)
+            return after, (Say(gone.replace(retry=0)), *unname, *actions)
         case "crashed" if spec.control:
             down, actions = go_down(spec, state.run)
             ended = ControlEnded(known(state.status))
             return down, (Say(gone), *unname, ended, *actions)
-        case "crashed":
+        case "crashed" | "unready":
             age = state.since - state.born
             pause = pause_before_start(max(state.spawns, 1), age, spec.max_throttle)
-            after, actions = retry(state.run, state.spawns, pause, now)
+            after, actions = retry(spec, state.run, state.spawns, pause, now)
             return after, (Say(gone.replace(retry=pause)), *unname, *actions)
         case _:
             down, actions = go_down(spec, state.run)
@@ -351,9 +357,7 @@ def _backoff(spec: DaemonSpec, state: Backoff, event: PlainEvent, now: Ns) -> Re
         case Timer() if event.run == state.run and now >= state.until:
             return begin(spec, state.run, state.spawns, now)
         case Start() | Touched():
-            after, actions = begin(spec, state.run, 0, now)
-            cancel = () if isinstance(after, Starting) else (CancelTimer(),)
-            return after, (*cancel, *actions)
+            return begin(spec, state.run, 0, now)
         case Stop() | Reload() | Kill():
             return go_down(spec, state.run)
         case SpawnFailed() | Timer() | ExecOk() | Exited() | Emptied():

@@ -8,11 +8,12 @@ names may change (an upgrade in place), and is gone for good only when the pidfi
 
 from __future__ import annotations
 
-from lowsuper.backoff import pause_before_start
+from lowsuper.backoff import count_spawns, pause_before_start
 from lowsuper.errors import assert_never
 from lowsuper.events import (
     Absent,
     CancelTimer,
+    ControlEnded,
     DaemonAwaited,
     DaemonDoubted,
     DaemonFinding,
@@ -55,7 +56,7 @@ from lowsuper.machine.moves import (
     unname_after,
     unsettle,
 )
-from lowsuper.machine.states import AGAIN, Awaiting, Looking, Starting, Up
+from lowsuper.machine.states import AGAIN, CRASHED, UNREADY, Awaiting, Looking, Starting, Up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,13 +85,7 @@ def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> R
     """It is asked whether the daemon runs."""
     match event:
         case Found() if event.run == state.run:
-            born = min(event.born, now)
-            age = now - born
-            found = DaemonFound(
-                spec.name, event.pid, event.uid, event.gid, event.rung, age, event.why
-            )
-            up = Up(state.run, born, state.spawns, event.pid)
-            return up, (Say(found), Settled(True, state.first))
+            return _found(spec, state, event, now)
         case Absent() if event.run == state.run:
             return _absent(spec, state, event, now)
         case HeldBy() if event.run == state.run:
@@ -122,6 +117,16 @@ def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> R
             return state, ()
         case _:
             assert_never(event)
+
+
+def _found(spec: DaemonSpec, state: Looking | Awaiting, event: Found, now: Ns) -> Result:
+    """It runs, and it was not this master that started it."""
+    born = min(event.born, now)
+    note = DaemonFound(
+        spec.name, event.pid, event.uid, event.gid, event.rung, now - born, event.why
+    )
+    up = Up(state.run, born, state.spawns, event.pid)
+    return up, (Say(note), Settled(True, state.first))
 
 
 def _absent(spec: DaemonSpec, state: Looking, event: Absent, now: Ns) -> Result:
@@ -184,7 +189,7 @@ def _awaiting(  # noqa: C901, PLR0912
         case Emptied() if event.run == state.run and state.gone:
             return state.replace(empty=True), (Look(state.run),)
         case Reaped() if event.run == state.run and state.lost and state.gone:
-            return _unnamed(spec, state.replace(status=event.status), now)
+            return state.replace(status=event.status), (Look(state.run),)
         case PidfileTouched():
             return state, (Look(state.run),)
         case Timer() if event.run == state.run and now >= state.deadline:
@@ -222,10 +227,17 @@ def _awaiting(  # noqa: C901, PLR0912
 def _named(spec: DaemonSpec, state: Awaiting, event: Found, now: Ns) -> Result:
     """The pidfile names a process that is believed."""
     settled = Settled(True, state.first)
+    if state.lost and event.pid == state.pid:
+        # Race: it was named while the end of what had launched it was on its way here.
+        up = Up(state.run, state.born, state.spawns, event.pid)
+        return up, (CancelTimer(), settled)
     if state.lost:
         up = Up(state.run, min(event.born, now), state.spawns, event.pid)
         moved = DaemonMoved(spec.name, state.pid, event.pid, event.why)
         return up, (CancelTimer(), Say(moved), settled)
+    if state.told:  # an earlier master launched it
+        after, actions = _found(spec, state, event, now)
+        return after, (CancelTimer(), *actions)
     up = Up(state.run, state.born, state.spawns, event.pid)
     started = DaemonStarted(
         spec.name, event.pid, event.uid, event.gid, event.rung, max(0, now - state.since)
@@ -262,8 +274,12 @@ def _lost_for_good(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
 
 
 def _give_up(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
-    """No process was named in time, or none is left that could be: as after a quick crash."""
-    spawns = max(state.spawns, 1)
+    """No process was named in time, or none is left that could be: as after a quick crash.
+
+    One that did run, and whose process has ended, is throttled by how long it ran.
+    """
+    born = state.born if state.lost else now
+    spawns = max(count_spawns(state.spawns, now - born), 1)
     waited = max(0, now - state.since)
     launcher = state.status if state.gone else None
     if not state.empty:
@@ -272,16 +288,23 @@ def _give_up(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
             spec,
             state.run,
             state.pid,
-            born=now,
+            born=born,
             spawns=spawns,
             status=state.status,
             gone=state.gone,
+            then=CRASHED if state.lost else UNREADY,
             now=now,
         )
         return after, (Say(note), *actions, *unsettle(state.first))
+    if spec.control and launcher is not None:
+        # All of it has ended by itself: its status is the master's.
+        note = DaemonNotReady(spec.name, state.finding, launcher, waited, False, None)
+        down, actions = go_down(spec, state.run)
+        rest = (*unname_after(spec, state.run), *unsettle(state.first), ControlEnded(launcher))
+        return down, (Say(note), *rest, *actions)
     pause = pause_before_start(spawns, 0, spec.max_throttle)
     note = DaemonNotReady(spec.name, state.finding, launcher, waited, False, pause)
-    after, actions = retry(state.run, spawns, pause, now)
+    after, actions = retry(spec, state.run, spawns, pause, now)
     rest = (*unname_after(spec, state.run), *unsettle(state.first))
     return after, (Say(note), *actions, *rest)
 
@@ -358,7 +381,9 @@ def _doubt(spec: DaemonSpec, state: Up, finding: str, level: int) -> Result:
 def _leave(spec: DaemonSpec, state: Up | Awaiting, why: str, signal: int | None) -> Result:
     """Let go of it; with `signal` it is told, and nobody waits for what it makes of that."""
     tell = () if signal is None else (Signal(state.run, signal),)
-    note = DaemonLeft(spec.name, state.pid, why, signal)
-    first = isinstance(state, Awaiting) and state.first
+    pid, first = state.pid, False
+    if isinstance(state, Awaiting):
+        pid, first = 0 if state.gone else pid, state.first
+    note = DaemonLeft(spec.name, pid, why, signal)
     down, actions = go_down(spec, state.run)
     return down, (*tell, Say(note), *unsettle(first), *actions)

@@ -33,9 +33,10 @@ STATE_VERSION = 2
 SLOW_START = 10 * SECOND  # a helper that has not reached execve by then is mentioned
 STUCK = 10 * SECOND  # what lives this long after SIGKILL is mentioned, or abandoned
 
-DOWN, RELOADED, AGAIN, CRASHED = "down", "reloaded", "again", "crashed"
+DOWN, RELOADED, AGAIN, CRASHED, UNREADY = "down", "reloaded", "again", "crashed", "unready"
 """What follows a Stopping: nothing; here nothing, but the master starts the next instance; a
-start at once; a start under the throttle. Only what nothing follows is ever abandoned."""
+start at once; a start under the throttle, or the master's end if it is a control daemon; a start
+under the throttle. Only what nothing follows is ever abandoned."""
 
 
 class Down(Record):
@@ -115,7 +116,7 @@ class Stopping(Record):
     born: Ns
     spawns: int
     pid: int  # 0: it never ran
-    then: str  # DOWN, RELOADED, AGAIN or CRASHED
+    then: str  # DOWN, RELOADED, AGAIN, CRASHED or UNREADY
     main_gone: bool = False
     status: int | None = None  # of the daemon's own process, once it is gone
     killed: bool = False
