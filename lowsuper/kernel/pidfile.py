@@ -242,7 +242,8 @@ def write_pidfile(path: str, pid: int) -> None:
     try:
         _replace_beside(dir_fd, name, b"%d\n" % pid)
     except OSError as error:
-        raise KernelError("pidfile", error.errno or 0, path) from error
+        advice = "all temporary names beside it are taken" if error.errno == EEXIST else ""
+        raise KernelError("pidfile", error.errno or 0, path, advice) from error
     finally:
         os.close(dir_fd)
 
@@ -257,7 +258,7 @@ def _replace_beside(dir_fd: int, name: str, data: bytes) -> None:
             continue
         fill_and_rename(fd, data, (temporary, name), dir_fd, MODE)
         return
-    raise OSError(EEXIST, "all temporary names beside it are taken", name)
+    raise FileExistsError(EEXIST, os.strerror(EEXIST), name)
 
 
 def fill_and_rename(fd: int, data: bytes, names: tuple[str, str], dir_fd: int, mode: int) -> None:

@@ -56,13 +56,12 @@ class HeldError(LowsuperError):
 
     Args:
         pid: of the process that holds the lock; 0: it is not to be seen from here.
-        holder: what that master says of itself, or "".
+        holder: who that is, in words; never "".
     """
 
     def __init__(self, pid: int, holder: str) -> None:
-        """Make the text `pid N (HOLDER)`."""
-        who = f"pid {pid}" if pid else "a process that is not to be seen from here"
-        super().__init__(f"{who} ({holder})" if holder else who)
+        """Keep both."""
+        super().__init__(f"held by {holder}")
         self.pid, self.holder = pid, holder
 
 
@@ -257,7 +256,7 @@ class Store:
 
         Args:
             pidfile: its path.
-            holder: what others are to be told about us, one line: the instance.
+            holder: who we are, in words, for the others: one line.
 
         Raises:
             HeldError: another process has it, or another `Lock` of ours.
@@ -466,8 +465,10 @@ def _find_holder(fd: int) -> tuple[int, str]:
     pid = find_lock_holder(fd)
     text = os.pread(fd, 4 * MAX_HOLDER, 0).decode("utf-8", "replace")
     number, _, holder = text.partition("\n")[0].partition(" ")
-    # Race: the text of the holder before this one, which has not written its own yet.
-    return pid, holder if pid == 0 or number == str(pid) else ""
+    # Race: the text may be that of the holder before this one, which has not written its own yet.
+    if holder and (pid == 0 or number == str(pid)):
+        return pid, holder
+    return pid, f"pid {pid}" if pid else "a process that is not to be seen from here"
 
 
 def _close_all(fds: list[int]) -> None:
