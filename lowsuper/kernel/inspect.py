@@ -19,10 +19,8 @@ from errno import EACCES, EINVAL, ENOENT, ENOTTY, EPERM, ESRCH
 from select import POLLIN, poll
 from stat import S_ISREG
 
-from lowsuper.command import find_words
 from lowsuper.errors import KernelError
 from lowsuper.identity import NO_SCRIPT, Process, ProcessId, Program
-from lowsuper.script import find_script, needs_script
 from lowsuper.units import SECOND
 
 TYPE_CHECKING = False
@@ -413,6 +411,8 @@ def look_up_program(command: Command, path: tuple[str, ...], directory: str) -> 
         None: only running it would tell, or there is no such program. `script` is NO_SCRIPT for
         an interpreter whose script is not clear.
     """
+    from lowsuper.command import find_words
+
     words = find_words(command)
     found = ""
     for _ in range(_MAX_INTERPRETERS + 1):
@@ -528,6 +528,8 @@ def _describe_binary(
         words: its command line; "" stands for what only a shell knows.
         directory: where it starts.
     """
+    from lowsuper.script import find_script, needs_script
+
     try:
         status = os.stat(file)
     except OSError:
