@@ -12,6 +12,9 @@
 /*
  * One message of a role: its size, 0 at the end of file, -EAGAIN when none waits. A descriptor
  * that came with it is the caller's, else `passed_fd` is -1. See unix(7), SCM_RIGHTS.
+ *
+ * That the other end was closed with messages unread is told by ECONNRESET, once, and before what
+ * it had sent (sock_error() in the kernel): what waits still counts, so it is asked for again.
  */
 int lowsuper_receive(int fd, void *message, int size, int32_t *passed_fd)
 {
@@ -30,6 +33,8 @@ int lowsuper_receive(int fd, void *message, int size, int32_t *passed_fd)
 	struct cmsghdr *item;
 
 	*passed_fd = -1;
+	if (received < 0 && errno == ECONNRESET)
+		received = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (received < 0)
 		return -errno;
 	item = CMSG_FIRSTHDR(&header);

@@ -181,7 +181,7 @@ static int read_channel(struct kept *kept)
 	if (size == (int)sizeof message)
 		obey(kept, &message);
 	else if (size == 0 || (size < 0 && size != -EAGAIN))
-		close_channel(kept); /* the other end was closed, or dropped with unread data */
+		close_channel(kept);
 	return size > 0;
 }
 
@@ -217,6 +217,7 @@ static void take_signal(struct kept *kept, const struct signalfd_siginfo *info)
 {
 	if (info->ssi_signo == SIGCHLD || (kept->keeper->forwards && info->ssi_pid))
 		return;
+	reap(kept); /* a signal to a daemon that is a zombie already would be lost */
 	if (kept->keeper->forwards && kept->daemon)
 		kill(kept->daemon, (int)info->ssi_signo);
 	else if (info->ssi_signo == SIGTERM && is_orphan(kept))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 from spawning import Run, make_plan
@@ -60,6 +61,15 @@ def main() -> None:
     daemon = run.child.pid
     if run.child.channel_fd >= 0:
         daemon = run.receive().pid
+    if options.get("survive"):
+        assert spawn.send_survive(run.child.channel_fd)
+    if options.get("survive_unread"):
+        # The role comes to it only when this process is dead.
+        os.kill(run.child.pid, signal.SIGSTOP)
+        os.waitpid(run.child.pid, os.WUNTRACED)
+        for number in (0, signal.SIGCONT):
+            assert spawn.send_signal(run.child.channel_fd, number)
+        assert spawn.send_survive(run.child.channel_fd)
     pids = [daemon, run.child.pid, guard.pid if guard else 0]
     os.write(1, json.dumps(pids).encode() + b"\n")
     os.close(3)

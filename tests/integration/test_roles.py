@@ -16,7 +16,17 @@ from lowsuper.kernel.spawn import Closed, ExecOk, MainExited, Started, StepFaile
 from lowsuper.plan import NSINIT, SHIM, FdSource
 
 pytestmark = pytest.mark.usefixtures("root")
-SIGTERM, SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
+SIGTERM, SIGKILL, SIGQUIT = int(signal.SIGTERM), int(signal.SIGKILL), int(signal.SIGQUIT)
+
+ANSWERING = "trap 'printf u >&3' USR1; sleep 1000 & printf x >&3; while :; do wait; done"
+"""A daemon that answers SIGUSR1, and has a child."""
+
+DEEP = """
+(setsid sleep 1000 &)
+setsid sh -c '(setsid sleep 1000 &); printf x >&3; exec sleep 1000' &
+printf x >&3
+"""
+"""What a daemon starts to be hard to find; each keeps the pipe."""
 
 
 @pytest.fixture(params=[NSINIT, SHIM])
@@ -42,10 +52,15 @@ class RoleRun(Run):
         finally:
             os.close(writer)
         self.main_pidfd = -1
+        self._role = role
 
     def __exit__(self, *details) -> None:
         if self.status is None:
-            spawn.send_kill(self.child.channel_fd)  # before SIGKILL, which a shim's would outlive
+            # Before SIGKILL, which what is below a shim would outlive.
+            if self.child.channel_fd >= 0:
+                spawn.send_kill(self.child.channel_fd)
+            else:
+                process.send_signal(self.child.pidfd, SIGKILL if self._role == NSINIT else SIGQUIT)
             wait_for(self.child.pidfd)
         super().__exit__(*details)
         os.close(self.pipe)
@@ -59,6 +74,17 @@ class RoleRun(Run):
         assert isinstance(started, Started)
         self.main_pidfd = started.pidfd
         return started.pid
+
+    def orphan(self) -> None:
+        """Let it survive, and leave it."""
+        assert spawn.send_survive(self.child.channel_fd)
+        os.close(self.child.channel_fd)
+        self.child.channel_fd = -1
+
+    def expect_answer(self) -> None:
+        """Wait until the role has come to the end of its channel and the daemon has answered."""
+        assert spawn.send_signal(self.child.channel_fd, int(signal.SIGUSR1))
+        self.expect(b"u")
 
     def expect(self, text: bytes) -> None:
         """Wait for what the script writes."""
@@ -259,6 +285,170 @@ def test_role_when_daemon_survives_the_master_stays_with_it(helper, role):
         master.stop_asking()
         master.expect_end()
         wait_for(child)
+
+
+def test_role_when_told_to_survive_outlives_the_master(helper, role):
+    with SpawnMaster(helper=helper, role=role, echo=True, survive=True) as master:
+        master.ask()
+        child = master.open_pidfd(master.child)
+        master.kill()
+        for _ in range(3):
+            master.ask()
+        assert not has_happened(child, timeout_ms=0)
+        master.stop_asking()
+        master.expect_end()
+        wait_for(child)
+
+
+def test_shim_heeds_what_a_master_said_just_before_its_death(helper):
+    with SpawnMaster(helper=helper, role=SHIM, echo=True, survive_unread=True) as master:
+        child = master.open_pidfd(master.child)
+        master.kill()
+        process.send_signal(child, signal.SIGCONT)
+        for _ in range(3):
+            master.ask()
+        assert not has_happened(child, timeout_ms=0)
+        master.stop_asking()
+        master.expect_end()
+        wait_for(child)
+
+
+def test_role_that_survives_lets_go_of_the_master(spawner, role):
+    with RoleRun(spawner, role, ANSWERING) as run:
+        run.start()
+        run.expect(b"x")
+        assert spawn.send_survive(run.child.channel_fd)
+        assert spawn.send_survive(run.child.channel_fd)
+        run.expect_answer()
+        directory = f"/proc/{run.child.pid}/fd"
+        links = {int(fd): os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)}
+        assert links.pop(2) == "/dev/null"
+        # The signalfd and the channel.
+        assert sorted(link.partition(":")[0] for link in links.values()) == ["anon_inode", "socket"]
+        # It obeys as before.
+        assert spawn.send_kill(run.child.channel_fd)
+        assert read_all(run.pipe) == b""
+        assert run.receive().status == SIGKILL
+        assert run.wait() == (128 + SIGKILL) << 8
+
+
+def test_role_that_survives_and_is_left_stays_until_its_domain_is_empty(spawner, role):
+    script = "setsid sh -c 'printf x >&3; exec sleep 1000' & printf x >&3; exit 3"
+    with RoleRun(spawner, role, script) as run:
+        run.start()
+        run.expect(b"xx")
+        wait_for(run.main_pidfd)
+        # What the role says of that is not read any more: the channel breaks instead of ending.
+        wait_for(run.child.channel_fd)
+        run.orphan()
+        (left,) = map(int, children_of(run.child.pid))
+        with os.fdopen(os.pidfd_open(left)) as pidfd:
+            assert not has_happened(run.child.pidfd, timeout_ms=50)
+            process.send_signal(pidfd.fileno(), SIGTERM)
+            assert run.wait() == 3 << 8
+
+
+def test_shim_that_is_left_without_having_to_survive_kills_all(spawner):
+    with RoleRun(spawner, SHIM, DEEP + "exec sleep 1000") as run:
+        run.start()
+        run.expect(b"xx")
+        os.close(run.child.channel_fd)
+        run.child.channel_fd = -1
+        assert read_all(run.pipe) == b""
+        assert run.wait() == (128 + SIGKILL) << 8
+
+
+def test_shim_ignores_signals_until_it_is_an_orphan(spawner):
+    with RoleRun(spawner, SHIM, ANSWERING) as run:
+        run.start()
+        run.expect(b"x")
+        for number in (SIGTERM, SIGQUIT, int(signal.SIGHUP), int(signal.SIGINT)):
+            assert process.send_signal(run.child.pidfd, number)
+        run.expect_answer()
+        assert spawn.send_survive(run.child.channel_fd)
+        for number in (SIGTERM, SIGQUIT):
+            assert process.send_signal(run.child.pidfd, number)
+        run.expect_answer()
+        run.orphan()
+        # Neither what came before it was one, nor other signals.
+        for number in (int(signal.SIGHUP), int(signal.SIGINT), int(signal.SIGUSR1)):
+            assert process.send_signal(run.child.pidfd, number)
+        process.send_signal(run.main_pidfd, int(signal.SIGUSR1))
+        run.expect(b"u")
+        assert process.send_signal(run.child.pidfd, SIGTERM)
+        assert read_all(run.pipe) == b""
+        assert run.wait() == (128 + SIGTERM) << 8
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGQUIT])
+def test_orphaned_shim_takes_a_signal_for_all_below_it(spawner, number):
+    with RoleRun(spawner, SHIM, DEEP + "exec sleep 1000") as run:
+        run.start()
+        run.expect(b"xx")
+        run.orphan()
+        # At once: it may see both in the same turn.
+        assert process.send_signal(run.child.pidfd, number)
+        assert read_all(run.pipe) == b""
+        ended_by = SIGTERM if number == SIGTERM else SIGKILL
+        assert run.wait() == (128 + ended_by) << 8
+
+
+def test_orphaned_shim_kills_what_is_deaf_and_whose_parent_is_gone(spawner):
+    script = f"trap '' TERM; {DEEP} exit 5"
+    with RoleRun(spawner, SHIM, script) as run:
+        run.start()
+        run.expect(b"xx")
+        run.orphan()
+        wait_for(run.main_pidfd)
+        assert process.send_signal(run.child.pidfd, SIGTERM)
+        assert not has_happened(run.child.pidfd, timeout_ms=50)
+        assert process.send_signal(run.child.pidfd, SIGQUIT)
+        assert read_all(run.pipe) == b""
+        assert run.wait() == 5 << 8
+
+
+def test_orphaned_nsinit_forwards_to_the_daemon(spawner):
+    with RoleRun(spawner, NSINIT, ANSWERING) as run:
+        run.start()
+        run.expect(b"x")
+        run.orphan()
+        assert process.send_signal(run.child.pidfd, int(signal.SIGUSR1))
+        run.expect(b"u")
+        assert process.send_signal(run.child.pidfd, SIGTERM)
+        wait_for(run.main_pidfd)
+        # Its child has lived on; the daemon is gone, so it is for all now.
+        assert not has_happened(run.child.pidfd, timeout_ms=0)
+        assert process.send_signal(run.child.pidfd, SIGTERM)
+        assert read_all(run.pipe) == b""
+        assert run.wait() == (128 + SIGTERM) << 8
+
+
+def test_orphaned_nsinit_when_killed_takes_the_namespace_with_it(spawner):
+    with RoleRun(spawner, NSINIT, DEEP + "exec sleep 1000") as run:
+        run.start()
+        run.expect(b"xx")
+        run.orphan()
+        assert process.send_signal(run.child.pidfd, SIGKILL)
+        assert read_all(run.pipe) == b""
+        assert run.wait() == SIGKILL
+
+
+def test_orphaned_shim_when_killed_takes_the_daemon_with_it(spawner):
+    with RoleRun(spawner, SHIM, "printf x >&3; exec sleep 1000") as run:
+        run.start()
+        run.expect(b"x")
+        run.orphan()
+        process.send_signal(run.child.pidfd, SIGKILL)
+        wait_for(run.main_pidfd)
+        assert read_all(run.pipe) == b""
+        assert run.wait() == SIGKILL
+
+
+def test_survive_to_a_role_that_is_gone_says_so(spawner, role):
+    with RoleRun(spawner, role, "exit 0") as run:
+        run.start()
+        assert run.wait() == 0
+        assert not spawn.send_survive(run.child.channel_fd)
 
 
 def test_exec_when_master_is_killed_kills_the_daemon_itself(helper):
