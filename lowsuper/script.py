@@ -65,6 +65,7 @@ _OTHERS = "beam.smp bun csh deno dotnet erl fish guile jruby julia mono R tclsh 
 _SYNTAX |= dict.fromkeys(_SHELLS.split(), _SHELL)
 _SYNTAX |= dict.fromkeys(_AWKS.split(), _AWK)
 _SYNTAX |= dict.fromkeys(_OTHERS.split(), _PLAIN)
+_VERSION = "0123456789.-_"
 _BUILDS = frozenset(("cgi", "d", "dbg", "dm", "m", "mu", "t", "td", "u"))
 _MULTI_CALL = ("busybox", "coreutils", "toybox")
 # They wait for what they run, and what that is only they know.
@@ -83,14 +84,13 @@ def base_name(path: str) -> str:
 
 def _find_syntax(program: str) -> _Syntax | None:
     """Return the options of an interpreter by its base name: python3.11-dbg is a python."""
-    found = _SYNTAX.get(program)
+    bare = program.rstrip(_VERSION)
+    found = _SYNTAX.get(program) or _SYNTAX.get(bare)
     if found is None:
-        stem = program.rstrip("0123456789.-_")
-        found = _SYNTAX.get(stem)
-    if found is None:
-        stem, _, build = program.rpartition("-")
-        stem, build = (stem, build) if stem else _cut_digits(program)
-        found = _SYNTAX.get(stem.rstrip("0123456789.-_")) if build in _BUILDS else None
+        stem, dash, build = bare.rpartition("-")
+        if not dash:
+            stem, build = _cut_digits(program)
+        found = _SYNTAX.get(stem.rstrip(_VERSION)) if build in _BUILDS else None
     return found
 
 
