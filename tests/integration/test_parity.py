@@ -257,6 +257,44 @@ def expect_garbage_on_the_fifo_ignored(masters):
     assert master.wait() == 0
 
 
+def refuse(masters, text, reason):
+    master = masters.begin(text)
+    assert master.wait() == 78
+    assert master.has_said(reason)
+    master.expect_silence("started")
+
+
+def expect_smart_needs_command(masters):
+    refuse(masters, "smart-attach-daemon = {T}/a.pid", "there is no command after the pidfile")
+
+
+def expect_freq_is_a_time(masters):
+    refuse(masters, "smart-attach-daemon = {T}/a.pid,soon sleep 9", "FREQ is not a length of time")
+
+
+def expect_forgotten_pidfile(masters):
+    refuse(masters, "smart-attach-daemon = sleep 9", "sleep stands where the pidfile belongs")
+
+
+def expect_daemonize_needs_pidfile(masters):
+    refuse(masters, "attach-daemon2 = cmd=sleep 9,daemonize", "means nothing without a pidfile")
+
+
+def expect_notifypid_needs_pidfile(masters):
+    refuse(masters, "attach-daemon2 = cmd=sleep 9,notifypid", "means nothing without a pidfile")
+
+
+def expect_one_daemon_a_pidfile(masters):
+    line = "smart-attach-daemon = {T}/a.pid sleep 9\n"
+    refuse(masters, line + line, r"is the pidfile of sleep \(.*test\.ini:2\) too")
+
+
+def expect_pidfile_is_not_the_masters(masters):
+    text = "pidfile = {T}/a.pid\nsmart-attach-daemon = {T}/a.pid sleep 9"
+    refuse(masters, text, "is the master's own pidfile")
+    assert not (masters.directory / "a.pid").exists()
+
+
 TABLE = [
     # what, uWSGI (section of its behaviour, or place in core/daemons.c), ours, check
     (
@@ -387,6 +425,43 @@ TABLE = [
         SAME,
         expect_garbage_on_the_fifo_ignored,
     ),
+    ("smart-attach-daemon: no command", "exits (4)", SAME, expect_smart_needs_command),
+    (
+        "smart-attach-daemon: FREQ that is no number",
+        "0: no patience at all (4)",
+        "an error that shows how to write it",
+        expect_freq_is_a_time,
+    ),
+    (
+        "smart-attach-daemon: no pidfile",
+        "the program is taken for the pidfile, its first argument for the program (11)",
+        "an error that says so",
+        expect_forgotten_pidfile,
+    ),
+    (
+        "daemonize without pidfile",
+        "a plain daemon (5)",
+        "an error: it would not survive",
+        expect_daemonize_needs_pidfile,
+    ),
+    (
+        "notifypid without pidfile",
+        "ignored (5)",
+        "an error: nothing would be told",
+        expect_notifypid_needs_pidfile,
+    ),
+    (
+        "one pidfile for two daemons",
+        "both are started, and the one is then taken for the other (4)",
+        "an error that names both",
+        expect_one_daemon_a_pidfile,
+    ),
+    (
+        "the master's pidfile for a daemon",
+        "the master is taken for the daemon, which is never started (4)",
+        "an error",
+        expect_pidfile_is_not_the_masters,
+    ),
 ]
 
 
@@ -446,6 +521,37 @@ def test_uwsgi_ignores_an_unknown_key(uwsgi, masters):
     assert shown(masters.directory / "shown")["pid"] > 1
     master.signal(signal.SIGINT)
     assert master.wait() == 0
+
+
+def test_uwsgi_takes_itself_for_a_daemon(uwsgi):
+    master = uwsgi("pidfile = {T}/a.pid\nsmart-attach-daemon = {T}/a.pid sh -c 'echo started'")
+    found = master.wait_output(r"found valid/active pidfile for .* \(pid: (\d+)\)")
+    assert int(found[1]) == master.pid
+    master.signal(signal.SIGINT)
+    assert master.wait() == 0
+    assert not master.has_said("^started$")
+
+
+def test_uwsgi_starts_both_daemons_of_one_pidfile(uwsgi):
+    master = uwsgi("".join(f"smart-attach-daemon = {{T}}/a.pid echo {name}\n" for name in "ab"))
+    master.wait_output("^a$")
+    master.wait_output("^b$")
+    master.signal(signal.SIGINT)
+    assert master.wait() == 0
+
+
+def test_uwsgi_takes_a_program_for_a_pidfile(uwsgi):
+    master = uwsgi("smart-attach-daemon = sleep echo 9")
+    master.wait_output("^9$")
+    master.signal(signal.SIGINT)
+    assert master.wait() == 0
+
+
+def test_uwsgi_runs_a_plain_daemon_where_daemonize_has_no_pidfile(uwsgi, masters):
+    master = uwsgi("attach-daemon2 = cmd=exec {D}/show.py {T}/shown,daemonize")
+    found = shown(masters.directory / "shown")
+    master.kill()
+    wait_gone(found["pid"])
 
 
 def test_uwsgi_leaves_a_child_when_it_is_killed(uwsgi, masters):

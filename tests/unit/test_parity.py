@@ -1,13 +1,16 @@
-"""Parity with uWSGI: what the ini dialect makes of a file.
+"""Parity with uWSGI: what the ini dialect makes of a file, and what lines of smart daemons mean.
 
 `uwsgi` is what `uwsgi --show-config` of 2.0.31 printed for the file, recorded; None: it refused to
-start. `ours` stands where lowsuper differs, with the reason.
+start. For the daemons it is what uWSGI said and did when it ran them. `ours` stands where lowsuper
+differs, with the reason.
 """
 
 from __future__ import annotations
 
 import pytest
-from config_world import CWD, read
+from config_world import CWD, errors_of, load_lines, read
+
+from lowsuper.units import SECOND
 
 FILES = {
     f"{CWD}/deep.ini": "[uwsgi]\nk = %s %S %e %c\n",
@@ -456,6 +459,22 @@ CASES = (
         ours=("foo_bar = 1\na = 1"),
         why="hyphen and underscore are alike",
     ),
+    Case(
+        "smart daemons",
+        (
+            "chdir = /x\n"
+            "smart-attach-daemon = %(chdir)/pids/d.pid %(chdir)/d start\n"
+            "smart_attach_daemon = %dredis.pid,180 redis-server --pidfile %dredis.pid ;\n"
+            "smart-attach-daemon2 = $(HOME)/a.pid,30 a -p %(chdir)/a.pid"
+        ),
+        (
+            "chdir = /x\n"
+            "smart-attach-daemon = /x/pids/d.pid /x/d start\n"
+            "smart_attach_daemon = /srv/app/conf/redis.pid,180"
+            " redis-server --pidfile /srv/app/conf/redis.pid ;\n"
+            "smart-attach-daemon2 = /root/a.pid,30 a -p /x/a.pid"
+        ),
+    ),
 )
 
 
@@ -469,3 +488,114 @@ def test_file_is_read_as_uwsgi_reads_it(case):
         values = [f"{option.name} = {option.value}" for option in reading.options]
         assert not errors
         assert "\n".join(values[1:]) == case.expected
+
+
+class Smart:
+    """One daemon: (pidfile, freq in seconds, daemonize, command), None for a refusal."""
+
+    def __init__(self, line, uwsgi, *, ours=SAME, why=""):
+        self.line, self.uwsgi, self.why = line, uwsgi, why
+        self.expected = uwsgi if ours is SAME else ours
+
+
+REFUSED = None
+SMART = (
+    Smart("smart-attach-daemon = /a.pid x y", ("/a.pid", 10, False, "x y")),
+    Smart("smart-attach-daemon2 = /a.pid x y", ("/a.pid", 10, True, "x y")),
+    Smart("smart-attach-daemon = /a.pid,3 x", ("/a.pid", 3, False, "x")),
+    Smart("smart-attach-daemon = a.pid x", ("a.pid", 10, False, "x")),
+    Smart("smart-attach-daemon = /a.pid", REFUSED),
+    Smart("smart-attach-daemon =", REFUSED),
+    Smart("attach-daemon2 = cmd=x,pidfile=/a,freq=3", ("/a", 3, False, "x")),
+    Smart("attach-daemon2 = cmd=x,pidfile=/a,daemonize", ("/a", 10, True, "x")),
+    Smart("attach-daemon2 = cmd=x,daemon=1,pidfile=/a", ("/a", 10, True, "x")),
+    Smart(
+        "smart-attach-daemon = /a.pid  x",
+        ("/a.pid", 10, False, " x"),
+        ours=("/a.pid", 10, False, "x"),
+        why="blanks before a command are not meant",
+    ),
+    Smart(
+        "smart-attach-daemon = /a.pid\tx y",
+        ("/a.pid\tx", 10, False, "y"),
+        ours=("/a.pid", 10, False, "x y"),
+        why="a tab is a blank",
+    ),
+    Smart(
+        "smart-attach-daemon = /a.pid,soon x",
+        ("/a.pid", 0, False, "x"),
+        ours=REFUSED,
+        why="the daemon would be given no time at all",
+    ),
+    Smart(
+        "smart-attach-daemon = /a.pid,0 x",
+        ("/a.pid", 0, False, "x"),
+        ours=REFUSED,
+        why="the daemon would be given no time at all",
+    ),
+    Smart(
+        "smart-attach-daemon2 = /a.pid,3,4 x",
+        ("/a.pid", 3, True, "x"),
+        ours=REFUSED,
+        why="one of the commas belongs to the pidfile, or to nothing",
+    ),
+    Smart(
+        "smart-attach-daemon = ,5 x",
+        ("", 5, False, "x"),
+        ours=REFUSED,
+        why="a file without a name cannot be opened",
+    ),
+    Smart(
+        "smart-attach-daemon = /a.pid ,5 x",
+        ("/a.pid", 10, False, ",5 x"),
+        ours=REFUSED,
+        why="no program begins with a comma",
+    ),
+    Smart(
+        'smart-attach-daemon = "/a b.pid" x',
+        ('"/a', 10, False, 'b.pid" x'),
+        ours=REFUSED,
+        why="it is meant otherwise",
+    ),
+    Smart(
+        "smart-attach-daemon = celery flower --port=5555",
+        ("celery", 10, False, "flower --port=5555"),
+        ours=REFUSED,
+        why="the pidfile was forgotten",
+    ),
+    Smart(
+        "attach-daemon2 = cmd=x,daemonize=0,pidfile=/a",
+        ("/a", 10, True, "x"),
+        ours=("/a", 10, False, "x"),
+        why="booleans are parsed",
+    ),
+    Smart(
+        "attach-daemon2 = cmd=x,daemonize",
+        (None, 10, False, "x"),
+        ours=REFUSED,
+        why="it is not what was asked for: a plain daemon",
+    ),
+    Smart(
+        "attach-daemon2 = cmd=x,freq=3",
+        (None, 10, False, "x"),
+        ours=REFUSED,
+        why="it would have no effect: the pidfile was forgotten",
+    ),
+    Smart(
+        "attach-daemon2 = cmd=x,notifypid",
+        (None, 10, False, "x"),
+        ours=REFUSED,
+        why="it would have no effect: the pidfile was forgotten",
+    ),
+)
+
+
+@pytest.mark.parametrize("row", SMART, ids=lambda row: row.line)
+def test_smart_daemon_is_read_as_uwsgi_reads_it(row):
+    assert bool(row.why) == (row.expected != row.uwsgi)
+    if row.expected is REFUSED:
+        assert len(errors_of(row.line)) == 1
+        return
+    (daemon,) = load_lines(row.line).daemons
+    freq = daemon.freq // SECOND
+    assert (daemon.pidfile, freq, daemon.daemonize, daemon.command.text) == row.expected
