@@ -17,19 +17,34 @@ from __future__ import annotations
 
 import os
 import time
-from errno import EBUSY, EEXIST, ENOENT, ENOTEMPTY, ESRCH
+from errno import (
+    EACCES,
+    EBUSY,
+    EEXIST,
+    ENODEV,
+    ENOENT,
+    ENOTEMPTY,
+    EOPNOTSUPP,
+    EPERM,
+    ESRCH,
+)
 from fcntl import LOCK_EX, LOCK_NB, flock
 
 from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
 from lowsuper.kernel import process
 from lowsuper.kernel.native import move_high
+from lowsuper.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Final
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+PREFIX = "lowsuper-"  # of the directory of an instance
 MAX_NAME = 200
+MAX_DEPTH = 16  # of cgroups that a daemon has made in its own
+SIGNALLED_AT_ONCE = 64  # processes, each of which takes a descriptor
 PATIENCE = 8.0  # seconds; a guard takes up to 5 for what is slow to die
 LOCK_PAUSE = 0.02
 
@@ -71,11 +86,10 @@ def own_directory() -> str:
     own = find_own(_read_text("/proc/self/cgroup"))
     if mount is None or own is None:
         raise UnsupportedError("no cgroup v2 hierarchy is mounted")
-    point, root = mount
-    if root not in ("/", own) and not own.startswith(root + "/"):
-        raise UnsupportedError(f"the cgroup v2 mount {point} does not show our own cgroup {own}")
-    inner = own if root == "/" else own[len(root) :]
-    return point.rstrip("/") + "/" + inner.strip("/") if inner.strip("/") else point
+    directory = _below_mount(mount, own)
+    if directory is None:
+        raise UnsupportedError(f"the cgroup v2 mount {mount[0]} does not show our own cgroup {own}")
+    return directory
 
 
 def _read_text(path: str) -> str:
@@ -93,18 +107,32 @@ class LockedError(LowsuperError):
 
 
 class Leaf:
-    """The cgroup of one run. `directory_fd` is the leaf's own and closed by `release`."""
+    """The cgroup of one run. `directory_fd` is the leaf's own; `release` or `close` closes it."""
 
-    __slots__ = ("_events_fd", "_tree", "directory_fd", "name")
+    __slots__ = ("_events_fd", "_owns_parent", "_parent_fd", "directory_fd", "path")
 
-    def __init__(self, tree: Tree, name: str, directory_fd: int) -> None:
-        """Take over `directory_fd`."""
-        self._tree, self.name, self.directory_fd = tree, name, directory_fd
+    def __init__(
+        self, path: str, directory_fd: int, parent_fd: int, *, owns_parent: bool = False
+    ) -> None:
+        """Take over `directory_fd`, and the descriptor of the one above with `owns_parent`."""
+        self.path: Final = path  # absolute, as we see the v2 mount
+        self.directory_fd, self._parent_fd = directory_fd, parent_fd
+        self._owns_parent = owns_parent
         self._events_fd = -1
 
+    @property
+    def id(self) -> int:
+        """What PIDFD_GET_INFO tells as the cgroup of a process in it."""
+        return os.fstat(self.directory_fd).st_ino
+
     def is_populated(self) -> bool:
-        """Return whether a live process is in it; zombies do not count."""
-        return b"populated 1" in os.pread(self.events_fd(), 256, 0)
+        """Return whether a live process is in it, or below it; zombies do not count."""
+        try:
+            return b"populated 1" in os.pread(self.events_fd(), 256, 0)
+        except OSError as error:
+            if error.errno not in (ENOENT, ENODEV):
+                raise
+            return False  # somebody has removed it, so it was empty
 
     def events_fd(self) -> int:
         """Return a descriptor that epoll reports as urgent when `is_populated` may have changed.
@@ -123,32 +151,61 @@ class Leaf:
 
     def signal(self, signal: int) -> None:
         """Send `signal` to every process in it, each through a pidfd that was checked."""
-        for pid in self._members():
-            try:
-                pidfd = process.open_pidfd(pid)
-            except KernelError as error:
-                if error.errno != ESRCH:
-                    raise
-                continue
-            try:
-                # Race: the number may have been given to another process between the reading of
-                # the list and the pidfd. The pidfd pins it now, so a second look is the truth.
-                if pid in self._members():
+        pids = [pid for pid in self.members() if pid > 0]
+        for first in range(0, len(pids), SIGNALLED_AT_ONCE):
+            self._signal(pids[first : first + SIGNALLED_AT_ONCE], signal)
+
+    def _signal(self, pids: list[int], signal: int) -> None:
+        pidfds: dict[int, int] = {}
+        try:
+            for pid in pids:
+                try:
+                    pidfds[pid] = process.open_pidfd(pid)
+                except KernelError as error:
+                    if error.errno != ESRCH:
+                        raise
+            # Race: the number may have been given to another process between the reading of the
+            # list and the pidfd. The pidfd pins it now, so a second look is the truth.
+            members = set(self.members())
+            for pid, pidfd in pidfds.items():
+                if pid in members:
                     process.send_signal(pidfd, signal)
-            finally:
+        finally:
+            for pidfd in pidfds.values():
                 os.close(pidfd)
 
-    def _members(self) -> list[int]:
-        flags = os.O_RDONLY | os.O_CLOEXEC
-        with open(os.open("cgroup.procs", flags, dir_fd=self.directory_fd)) as file:
-            return [int(line) for line in file]
+    def members(self) -> list[int]:
+        """Return the pids of its processes, also of those in cgroups that the daemon made in it.
 
-    def release(self) -> None:
-        """Close the descriptors and remove the directory, which must be unpopulated."""
+        Zombies are among them where the kernel still lists them. One of another pid namespace
+        that we do not see is 0.
+        """
+        return _members_below(self.directory_fd, MAX_DEPTH)
+
+    def close(self) -> None:
+        """Close the descriptors and leave the directory alone."""
         if self._events_fd >= 0:
             os.close(self._events_fd)
         os.close(self.directory_fd)
-        self._tree.remove(self.name)
+        if self._owns_parent:
+            os.close(self._parent_fd)
+
+    def release(self) -> None:
+        """Close the descriptors and remove the directory; one that is populated stays.
+
+        What is populated is of a smart daemon, or stays for the sweep of the next master.
+        """
+        name = self.path.rpartition("/")[2]
+        try:
+            _remove(name, self._parent_fd, MAX_DEPTH)
+            if self._owns_parent:
+                _remove_foreign(self.path)
+        except OSError as error:
+            # A user who is master now cannot remove what root has made elsewhere.
+            if error.errno not in (EACCES, EPERM) or not self._owns_parent:
+                raise KernelError("rmdir", error.errno or 0, self.path) from error
+        finally:
+            self.close()
 
 
 class Tree:
@@ -162,50 +219,71 @@ class Tree:
         for name in ("dumb", "smart"):
             _make_directory(name, base_fd)
         self.dumb_fd: Final = os.open("dumb", DIRECTORY, dir_fd=base_fd)
+        self.smart_fd: Final = os.open("smart", DIRECTORY, dir_fd=base_fd)
 
     @property
     def name(self) -> str:
         """Return the name of the instance's directory."""
         return self.path.rpartition("/")[2]
 
-    def make(self, name: str) -> Leaf:
-        """Make the leaf `name` for a dumb daemon.
+    def make(self, name: str, *, smart: bool = False) -> Leaf:
+        """Make the leaf `name`; a `smart` one outlives the master.
 
         Raises:
             KernelError: mkdir failed, e.g. ENOSPC when a limit on descendants is reached.
         """
         leaf = wanted = name[:MAX_NAME]
+        kind, parent_fd = ("smart", self.smart_fd) if smart else ("dumb", self.dumb_fd)
         for number in range(1, 100):
+            path = f"{self.path}/{kind}/{leaf}"
             try:
-                os.mkdir(leaf, 0o755, dir_fd=self.dumb_fd)
+                os.mkdir(leaf, 0o755, dir_fd=parent_fd)
             except FileExistsError:
                 leaf = f"{wanted}-{number}"  # what not even SIGKILL ended is still in the old one
             except OSError as error:
-                raise KernelError("mkdir", error.errno or 0, f"{self.path}/dumb/{leaf}") from error
+                raise KernelError("mkdir", error.errno or 0, path) from error
             else:
-                return Leaf(self, leaf, move_high(os.open(leaf, DIRECTORY, dir_fd=self.dumb_fd)))
-        raise KernelError("mkdir", EEXIST, f"{self.path}/dumb/{wanted}")
+                directory_fd = os.open(leaf, DIRECTORY, dir_fd=parent_fd)
+                return Leaf(path, move_high(directory_fd), parent_fd)
+        raise KernelError("mkdir", EEXIST, f"{self.path}/{kind}/{wanted}")
 
-    def remove(self, name: str) -> None:
-        """Remove a leaf; one that is busy stays for the sweep of the next master."""
-        try:
-            os.rmdir(name, dir_fd=self.dumb_fd)
-        except OSError as error:
-            if error.errno not in (EBUSY, ENOENT):
-                raise KernelError("rmdir", error.errno or 0, f"{self.path}/dumb/{name}") from error
+    def open(self, kind: str, daemon: str | None = None) -> Iterator[Leaf]:
+        """Open one by one the leaves of one kind, "dumb" or "smart"; each is the caller's to close.
 
-    def leftovers(self) -> list[str]:
-        """Return the names of the leaves that an earlier master left behind."""
-        return [entry for entry in os.listdir(self.dumb_fd) if _is_directory(entry, self.dumb_fd)]
+        Args:
+            kind: which directory to look into.
+            daemon: only those of this daemon, the earliest run first.
+        """
+        parent_fd = self.smart_fd if kind == "smart" else self.dumb_fd
+        names = os.listdir(parent_fd)
+        if daemon is not None:
+            runs = [(run, name) for name in names if (run := _parse_leaf(name, daemon))]
+            names = [name for _, name in sorted(runs)]
+        for name in names:
+            try:
+                directory_fd = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # the cgroup's own files are in the list, too
+            yield Leaf(f"{self.path}/{kind}/{name}", move_high(directory_fd), parent_fd)
+
+    def find_smart(self, daemon: str) -> list[Leaf]:
+        """Return the populated leaves of a smart daemon, earliest first; the caller's to close."""
+        found = []
+        for leaf in self.open("smart", daemon):
+            if leaf.is_populated():
+                found.append(leaf)
+            else:
+                leaf.close()
+        return found
 
     def sweep(self) -> int:
         """Kill what an earlier master left in dumb/ and return in how many leaves there was some.
 
-        The directories go too. Waits for the end of what was killed.
+        The directories go too, and those in smart/ that are empty. Waits for the end of what was
+        killed.
         """
         found = 0
-        for name in self.leftovers():
-            leaf = Leaf(self, name, os.open(name, DIRECTORY, dir_fd=self.dumb_fd))
+        for leaf in self.open("dumb"):
             try:
                 if leaf.is_populated():
                     found += 1
@@ -213,6 +291,8 @@ class Tree:
                     _wait_until_empty(leaf)
             finally:
                 leaf.release()
+        for leaf in self.open("smart"):
+            leaf.release()
         return found
 
     def delegate(self, uid: int, gid: int) -> None:
@@ -233,11 +313,164 @@ class Tree:
     def close(self, remove: bool) -> None:
         """Close, and with `remove` take the empty directories away."""
         if remove:
-            for name in ("dumb", "smart"):
-                _remove_empty(name, self.base_fd)
-            _remove_empty(self.name, self.parent_fd)
-        for fd in (self.dumb_fd, self.base_fd, self.parent_fd):
+            _remove_instance(self.name, self.base_fd, self.parent_fd)
+        for fd in (self.dumb_fd, self.smart_fd, self.base_fd, self.parent_fd):
             os.close(fd)
+
+
+class Place(Record):
+    """What the path of a leaf tells."""
+
+    instance: str  # name of the instance's directory without "lowsuper-"
+    kind: str  # "dumb" or "smart"
+    daemon: str
+    run: str  # "7", or "7-1" where there was a 7 already
+
+
+def _parse_leaf(name: str, daemon: str) -> tuple[int, int] | None:
+    """Return the order of a leaf among those of a daemon; None: it is of another one."""
+    found, _, run = name.rpartition(".")
+    number, dash, again = run.partition("-")
+    if found != daemon or not _is_number(number) or (dash and not _is_number(again)):
+        return None
+    return int(number), int(again or 0)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _find_leaf(path: str) -> tuple[str, Place] | None:
+    """Return the innermost leaf in a path, which may go on below it, and what it tells."""
+    parts = path.split("/")
+    for index in range(len(parts) - 3, -1, -1):
+        instance, kind, leaf = parts[index : index + 3]
+        daemon, _, run = leaf.rpartition(".")
+        if (
+            instance.startswith(PREFIX)
+            and kind in ("dumb", "smart")
+            and daemon
+            and _parse_leaf(leaf, daemon)
+        ):
+            place = Place(instance.removeprefix(PREFIX), kind, daemon, run)
+            return "/".join(parts[: index + 3]), place
+    return None
+
+
+def describe_path(path: str) -> Place | None:
+    """Return what the path of a cgroup tells, or of one inside of a leaf; None: it is not ours.
+
+    Where leaves are in leaves (a daemon may be another lowsuper) it is the innermost that counts.
+    Anybody with a delegated part of the hierarchy can make directories of such names: `is_ours`.
+    """
+    found = _find_leaf(path)
+    return None if found is None else found[1]
+
+
+def find_place(path: str) -> Place | None:
+    """Return whose a process is by the directory of its cgroup; None: nobody's of lowsuper's.
+
+    The innermost leaf counts that only root or we can have made: what the user of a daemon makes
+    in a part of the hierarchy that was delegated to it does not take it out of that daemon.
+    """
+    while (found := _find_leaf(path)) is not None:
+        leaf, place = found
+        if is_ours(leaf):
+            return place
+        path = leaf.rpartition("/")[0]
+    return None
+
+
+def is_ours(path: str) -> bool:
+    """Return whether only root or we can have made a leaf, and put processes into it.
+
+    Args:
+        path: of the leaf's directory, or of one inside of it.
+    """
+    found = _find_leaf(path)
+    if found is None:
+        return False
+    try:
+        directory_fd = os.open(found[0], DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return _is_private(directory_fd)
+    finally:
+        os.close(directory_fd)
+
+
+def _is_private(directory_fd: int) -> bool:
+    """Return whether nobody but root and we may move a process into a cgroup.
+
+    That needs leave to write to its cgroup.procs, and to that of the common ancestor; so where
+    somebody else owns directories above, he still cannot bring anything in here.
+    """
+    try:
+        for path in ("cgroup.procs", "."):
+            status = os.stat(path, dir_fd=directory_fd, follow_symlinks=False)
+            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+                return False
+    except FileNotFoundError:
+        return False  # it is no cgroup, or was removed
+    return True
+
+
+def directory_of(path: str) -> str:
+    """Return the directory of a v2 cgroup, as it is mounted here; "" if it is not visible.
+
+    Args:
+        path: in the hierarchy, as in proc_pid_cgroup(5).
+    """
+    mount = find_mount(_read_text("/proc/self/mountinfo"))
+    if mount is None or not path.startswith("/") or path.startswith("/.."):
+        return ""
+    return _below_mount(mount, path) or ""
+
+
+def _below_mount(mount: tuple[str, str], path: str) -> str | None:
+    point, root = mount
+    if root not in ("/", path) and not path.startswith(root + "/"):
+        return None
+    inner = (path if root == "/" else path[len(root) :]).strip("/")
+    return f"{point.rstrip('/')}/{inner}" if inner else point
+
+
+def open_leaf(path: str) -> Leaf | None:
+    """Return the leaf of a smart daemon wherever it is; None: it is not there, or not ours.
+
+    An earlier master may have been started in another cgroup. The caller's to close or release;
+    its release takes the empty directories of that master away, too.
+
+    Args:
+        path: absolute, as `Leaf.path` was.
+    """
+    mount = find_mount(_read_text("/proc/self/mountinfo"))
+    found = _find_leaf(path)
+    if mount is None or found is None or found[0] != path or found[1].kind != "smart":
+        return None
+    is_plain = not any(part in ("", ".", "..") for part in path.split("/")[1:])
+    if not is_plain or not path.startswith(mount[0].rstrip("/") + "/"):
+        return None
+    parent, _, name = path.rpartition("/")
+    parent_fd = directory_fd = -1
+    is_right = False
+    try:
+        parent_fd = os.open(parent, DIRECTORY)
+        directory_fd = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+        # Another file system could be mounted on a directory below.
+        is_right = os.fstat(directory_fd).st_dev == os.stat(mount[0]).st_dev
+        is_right = is_right and _is_private(directory_fd)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        is_right = False
+    finally:
+        if not is_right:
+            for fd in (parent_fd, directory_fd):
+                if fd >= 0:
+                    os.close(fd)
+    if not is_right:
+        return None
+    return Leaf(path, move_high(directory_fd), move_high(parent_fd), owns_parent=True)
 
 
 def open_tree(instance: str, patience: float = PATIENCE) -> Tree:
@@ -255,7 +488,7 @@ def open_tree(instance: str, patience: float = PATIENCE) -> Tree:
         LockedError: another master holds the lock.
     """
     parent = own_directory()
-    path = f"{parent.rstrip('/')}/lowsuper-{instance[:MAX_NAME]}"
+    path = f"{parent.rstrip('/')}/{PREFIX}{instance[:MAX_NAME]}"
     try:
         parent_fd = os.open(parent, DIRECTORY)
     except OSError as error:
@@ -322,9 +555,9 @@ def sweep_unlocked(prefix: str) -> None:
     """Remove the directories of instances named `prefix...` whose master is gone."""
     parent = own_directory()
     for entry in os.listdir(parent):
-        if entry.startswith(f"lowsuper-{prefix}"):
+        if entry.startswith(f"{PREFIX}{prefix}"):
             try:
-                tree = open_tree(entry.removeprefix("lowsuper-"), patience=0)
+                tree = open_tree(entry.removeprefix(PREFIX), patience=0)
             except (LockedError, UnsupportedError):
                 continue  # it runs, or is not ours to touch
             tree.sweep()
@@ -355,19 +588,90 @@ def _make_directory(name: str, dir_fd: int) -> None:
         return
 
 
-def _remove_empty(name: str, dir_fd: int) -> None:
+def _remove(name: str, dir_fd: int, depth: int = 0) -> bool:
+    """Remove a cgroup, and up to `depth` levels of empty ones in it; return whether it is gone.
+
+    One that is populated stays, with all below it: a daemon that lives may have made itself
+    cgroups that it has no use for yet.
+    """
     try:
         os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return True
     except OSError as error:
-        # EBUSY: smart daemons live in there, or the master itself; the guard tries again.
-        if error.errno not in (EBUSY, ENOENT, ENOTEMPTY):
+        if error.errno not in (EBUSY, ENOTEMPTY):
             raise
+    else:
+        return True
+    if not depth:
+        return False
+    try:
+        directory_fd = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    try:
+        if b"populated 1" in _read_at(directory_fd, "cgroup.events"):
+            return False
+        for entry in os.scandir(directory_fd):
+            if entry.is_dir(follow_symlinks=False):
+                _remove(entry.name, directory_fd, depth - 1)
+    finally:
+        os.close(directory_fd)
+    return _remove(name, dir_fd)
 
 
-def _is_directory(name: str, dir_fd: int) -> bool:
-    import stat
+def _remove_instance(name: str, base_fd: int, parent_fd: int) -> None:
+    """Remove the directories of an instance whose lock we have, as far as they are empty."""
+    # In "smart" daemons may live, in "master" the master itself; the guard tries again.
+    for group in ("dumb", "smart", "master"):
+        _remove(group, base_fd)
+    _remove(name, parent_fd)
 
-    return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+
+def _remove_foreign(leaf: str) -> None:
+    """Remove the empty directories above a leaf of another place, unless a master uses them."""
+    path = leaf.rpartition("/")[0].rpartition("/")[0]
+    parent, _, name = path.rpartition("/")
+    fds: list[int] = []
+    try:
+        fds.append(os.open(parent, DIRECTORY))
+        fds.append(os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=fds[0]))
+        flock(fds[1], LOCK_EX | LOCK_NB)
+        _remove_instance(name, fds[1], fds[0])
+    except (FileNotFoundError, PermissionError, BlockingIOError):
+        pass  # it is gone, not ours, or in use
+    finally:
+        for fd in reversed(fds):
+            os.close(fd)
+
+
+def _members_below(directory_fd: int, depth: int) -> list[int]:
+    """Return the pids of the processes in a cgroup and in those in it."""
+    pids = [int(line) for line in _read_at(directory_fd, "cgroup.procs").split()]
+    for entry in os.scandir(directory_fd) if depth else ():
+        if not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            below_fd = os.open(entry.name, DIRECTORY | os.O_NOFOLLOW, dir_fd=directory_fd)
+        except FileNotFoundError:
+            continue
+        try:
+            pids += _members_below(below_fd, depth - 1)
+        finally:
+            os.close(below_fd)
+    return pids
+
+
+def _read_at(dir_fd: int, path: str) -> bytes:
+    """Return the text of a file of a cgroup; empty if that has been removed."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd), "rb") as file:
+            return file.read()
+    except OSError as error:
+        # EOPNOTSUPP: cgroup.procs of a threaded cgroup, whose processes its root has.
+        if error.errno not in (ENOENT, ENODEV, EOPNOTSUPP):
+            raise KernelError("read", error.errno or 0, path) from error
+        return b""
 
 
 def _write_at(dir_fd: int, path: str, text: bytes) -> None:

@@ -100,7 +100,21 @@ class Domains:
             return
         if found:
             self._say(f"killed what an earlier master left behind of {found} daemon(s)")
+        self._tell_strangers(self._tree, spec)
         self._probe(self._tree)
+
+    def _tell_strangers(self, tree: Tree, spec: MasterSpec) -> None:
+        """Say which daemons run on that the configuration does not have as smart ones any more."""
+        names = {daemon.name for daemon in spec.daemons if daemon.pidfile is not None}
+        for leaf in tree.open("smart"):
+            place = cgroup.describe_path(leaf.path)
+            if place is not None and place.daemon not in names and leaf.is_populated():
+                count = len(leaf.members())
+                self._say(
+                    f"{place.daemon} of an earlier configuration runs on in {leaf.path} "
+                    f"({count} process{'' if count == 1 else 'es'}); left alone"
+                )
+            leaf.close()
 
     def _probe(self, tree: Tree) -> None:
         """Find out whether a process can be born in its leaf.
@@ -138,16 +152,25 @@ class Domains:
             return "shim", SHIM
         return "cgroup", EXEC
 
-    def make_leaf(self, name: str) -> Leaf:
-        """Make a leaf for a daemon, guarded.
+    @property
+    def instance(self) -> str:
+        """What tells this instance from others: see `instance_id`; "" without cgroups."""
+        return "" if self._tree is None else self._tree.name.removeprefix("lowsuper-")
+
+    def find_smart(self, daemon: str) -> list[Leaf]:
+        """Return the populated leaves of a smart daemon of this instance, for the caller."""
+        return [] if self._tree is None else self._tree.find_smart(daemon)
+
+    def make_leaf(self, name: str, *, smart: bool = False) -> Leaf:
+        """Make a leaf for a daemon, guarded unless it is a `smart` one.
 
         Raises:
             OSError: the leaf cannot be made, or no guard can be started.
         """
         assert self._tree is not None, "chosen only with a tree"
-        if self._guard is None:
+        if self._guard is None and not smart:
             self._start_guard(self._tree)
-        return self._tree.make(name)
+        return self._tree.make(name, smart=smart)
 
     def _start_guard(self, tree: Tree) -> None:
         guard = start_guard(self._spawner, tree.base_fd, tree.parent_fd, tree.name)
