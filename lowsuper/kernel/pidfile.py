@@ -63,7 +63,6 @@ KINDS = {
 }
 REASONS = {
     EACCES: "cannot be reached: Permission denied",
-    EAGAIN: "is busy (somebody holds a lease on it)",
     EINVAL: "has a name that no file can have",
     EISDIR: KINDS[stat.S_IFDIR],
     ELOOP: "cannot be reached: too many symbolic links",
@@ -134,9 +133,9 @@ def _read_at(dir_fd: int, name: str) -> Reading:
             return Reading(reason=_explain(error), missing=error.errno == ENOENT)
         try:
             status = os.fstat(fd)
-            if not status.st_nlink:
-                continue  # Race: another file has just taken its place, or it was removed.
             try:
+                if _was_replaced(fd, dir_fd, name, status):
+                    continue
                 pid, complete = parse_pid(_read_start(fd, status))
             except _RefusedError as refused:
                 return Reading(reason=str(refused), owner=status.st_uid)
@@ -163,6 +162,56 @@ def _look(dir_fd: int, name: str) -> int:
     return fd
 
 
+def _was_replaced(fd: int, dir_fd: int, name: str, status: os.stat_result) -> bool:
+    """Return whether a plain file with one name may have lost the one by which it was looked up.
+
+    Race: a user makes a hard link to a file of root's, we look it up, the user removes the link,
+    and what we then see is a file with one name: root's. But a name that was removed stays removed
+    for who has looked it up, even if one like it is made again: the kernel calls it deleted. If it
+    is in its directory after the names were counted, it was the one that was counted.
+
+    Args:
+        fd: what was looked up, an O_PATH descriptor.
+        dir_fd: where.
+        name: as what.
+        status: of `fd`, from before this call.
+    """
+    if not status.st_nlink:
+        return True
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        return False
+    if trust.is_owned(os.fstat(dir_fd)):
+        return False  # nobody but root and us can play this there
+    try:
+        _wait_for_removals(dir_fd)
+        directory = os.readlink(b"/proc/self/fd/%d" % dir_fd)
+        now = os.readlink(b"/proc/self/fd/%d" % fd)
+    except OSError as error:
+        raise _RefusedError(_explain_proc(error)) from None
+    where, _, what = now.rpartition(b"/")
+    is_deleted = what.endswith(b" (deleted)") and what != os.fsencode(name)
+    # Elsewhere, the removal of what was moved there could be under way unseen.
+    return is_deleted or (where or b"/") != directory
+
+
+def _wait_for_removals(dir_fd: int) -> None:
+    """Let removals in a directory that are under way come to their end.
+
+    unlink(2) and rename(2) lower the count of names first and declare the name deleted after that,
+    under the directory's lock; listing the directory waits for that lock. Who may not list it is
+    not root, whose files this is about.
+    """
+    try:
+        list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    except PermissionError:
+        return
+    try:
+        with os.scandir(list_fd) as entries:
+            next(entries, None)
+    finally:
+        os.close(list_fd)
+
+
 def _mount_of(fd: int) -> str:
     """Return the number of the mount of an open file, see proc_pid_fdinfo(5)."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
@@ -183,14 +232,12 @@ def _read_start(fd: int, status: os.stat_result) -> bytes:
         raise _RefusedError("is larger than 64 KiB")
     try:
         read_fd = os.open(f"/proc/self/fd/{fd}", READ)
-    except FileNotFoundError:
-        raise _RefusedError("cannot be read: /proc is not mounted") from None
     except OSError as error:
-        raise _RefusedError(_explain(error, "read")) from None
+        raise _RefusedError(_explain_proc(error)) from None
     try:
         return os.read(read_fd, MAX_LINE + 1)
     except OSError as error:
-        raise _RefusedError(_explain(error, "read")) from None
+        raise _RefusedError(f"cannot be read: {error.strerror}") from None
     finally:
         os.close(read_fd)
 
@@ -220,10 +267,16 @@ def parse_pid(text: bytes) -> tuple[int, bool]:
     return int(digits), bool(newline)
 
 
-def _explain(error: OSError, verb: str = "reached") -> str:
-    if error.errno in REASONS and (verb == "reached" or error.errno == EAGAIN):
-        return REASONS[error.errno]
-    return f"cannot be {verb}: {error.strerror}"
+def _explain(error: OSError) -> str:
+    return REASONS.get(error.errno or 0) or f"cannot be reached: {error.strerror}"
+
+
+def _explain_proc(error: OSError) -> str:
+    """Return the reason for an error at /proc/self/fd/N, which stands for a file."""
+    if error.errno == EAGAIN:
+        return "is busy (somebody holds a lease on it)"
+    is_missing = error.errno == ENOENT
+    return f"cannot be read: {'/proc is not mounted' if is_missing else error.strerror}"
 
 
 def write_pidfile(path: str, pid: int) -> None:
