@@ -49,6 +49,12 @@ if TYPE_CHECKING:
         def judge_writing(self, path: str, identity: Identity | None) -> str:
             """Return why someone cannot write to a file or into a directory, or ""."""
 
+        def find_state_directory(self, path: str | None, identity: Identity | None) -> str:
+            """Return where a master keeps the records of smart daemons."""
+
+        def judge_state_directory(self, path: str, identity: Identity | None) -> str:
+            """Return why a master cannot keep its records in a directory, or ""."""
+
         def name_writers(self, directory: str, identity: Identity | None) -> str:
             """Return who besides root and someone can replace files of a directory, or ""."""
 
@@ -68,7 +74,6 @@ _DIRECTORY_FIELDS = (
     ("pidfile", "pidfile"),
     ("pidfile2", "pidfile2"),
     ("safe_pidfile", "safe-pidfile"),
-    ("state_dir", "state-dir"),
     ("daemonize", "daemonize"),
     ("daemonize2", "daemonize2"),
     ("logto", "logto"),
@@ -97,6 +102,8 @@ class _Checker:
             self._check_hook(hook, user if drops else None)
         for daemon in spec.daemons:
             self._check_daemon(daemon, user)
+        if any(daemon.pidfile is not None for daemon in spec.daemons):
+            self._check_state_directory(None if spec.master_as_root else user)
         return self._problems
 
     def _origin(self, key: str, value: str = "") -> Origin:
@@ -154,6 +161,15 @@ class _Checker:
         if not self._is_final:
             advice = "; ".join(text for text in (advice, "unless a hook makes it") if text)
         self._say(origin, reason, daemon, advice, is_error=self._is_final)
+
+    def _check_state_directory(self, master: Identity | None) -> None:
+        path = self._facts.find_state_directory(self._spec.state_dir, master)
+        reason = self._facts.judge_state_directory(path, master)
+        if reason:
+            advice = "name a directory of which only root and the master's user decide"
+            self._say(
+                self._origin("state-dir", path), reason, advice=advice, is_error=self._is_final
+            )
 
     def _check_hook(self, hook: Hook, identity: Identity | None) -> None:
         directory = self._spec.chdir or ""

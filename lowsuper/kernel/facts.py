@@ -287,6 +287,48 @@ class Facts:
             return f"gid {status.st_gid} can write to"
         return ""
 
+    def find_state_directory(self, path: str | None, identity: Identity | None) -> str:
+        """Return where a master keeps the records of smart daemons.
+
+        Args:
+            path: as configured; None: nothing is.
+            identity: what the master becomes; None: what it is.
+        """
+        from lowsuper.kernel.records import default_directory  # with all that it needs
+
+        return path or default_directory((identity or self.master).uid)
+
+    def judge_state_directory(self, path: str, identity: Identity | None) -> str:
+        """Return why a master cannot keep its records in a directory, as a phrase, or "".
+
+        See `kernel.records`, which makes what is missing.
+
+        Args:
+            path: absolute.
+            identity: what the master becomes; None: what it is.
+        """
+        from lowsuper.kernel import trust
+
+        above, who = os.path.dirname(path.rstrip("/")), identity or self.master
+        while not os.path.lexists(above):
+            above, path = os.path.dirname(above), above
+        try:
+            os.close(trust.open_trusted(above, sticky=True))
+            if not os.path.lexists(path):
+                denial = self.judge_writing(above, None)
+                return denial and f"is not there, and {denial}"
+            status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                return "is not a directory"
+            if status.st_uid != who.uid and (status.st_uid != self.master.uid or os.listdir(path)):
+                return f"belongs to uid {status.st_uid}"
+        except trust.UntrustedError as error:
+            # What another user trusts cannot be asked for; the master says it when it is that user.
+            return f"is not safe: {error}" if who.uid == self.master.uid else ""
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+        return "can be written to by others" if status.st_mode & trust.OTHERS_WRITE else ""
+
     def _judge_head(self, path: str, *, by_shell: bool) -> str:
         """Return what is wrong with a file's first bytes, or ""."""
         try:

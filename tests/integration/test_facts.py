@@ -227,6 +227,56 @@ def test_who_can_replace_a_file(open_directory, owner, mode, writers):
     assert Facts({}).name_writers(open_directory, WWW) == writers
 
 
+@needs_root
+@pytest.mark.parametrize(
+    ("owner", "mode", "holds", "reason"),
+    [
+        (0, 0o700, "", ""),
+        (0, 0o755, "x.record", ""),
+        (0, 0o775, "", "can be written to by others"),
+        (0, 0o1777, "", "can be written to by others"),
+        (7, 0o700, "", "belongs to uid 7"),
+    ],
+)
+def test_directory_for_records(open_directory, owner, mode, holds, reason):
+    path = f"{open_directory}/state"
+    os.mkdir(path)
+    os.chmod(path, mode)
+    os.chown(path, owner, owner)
+    if holds:
+        os.mkdir(f"{path}/{holds}")
+    facts = Facts({})
+    assert facts.find_state_directory(path, None) == path
+    assert facts.judge_state_directory(path, None) == reason
+    assert facts.judge_state_directory(f"{path}/", None) == reason
+    # One of root's that is empty is handed to the user that the master becomes.
+    for_www = f"belongs to uid {owner}" if holds else reason
+    assert facts.judge_state_directory(path, WWW) == for_www
+
+
+@needs_root
+def test_directory_for_records_that_is_to_be_made(open_directory, not_root):
+    facts = Facts({})
+    assert facts.judge_state_directory(f"{open_directory}/a/b/c", None) == ""
+    assert facts.judge_state_directory("/lowsuper-none/a", None) == ""
+    assert facts.find_state_directory(None, None) == "/run/lowsuper/state"
+    assert facts.find_state_directory(None, WWW) == "/run/lowsuper/state-4000000001"
+    os.symlink("/run", f"{open_directory}/link")
+    assert facts.judge_state_directory(f"{open_directory}/link", None) == "is not a directory"
+    os.mkdir(f"{open_directory}/shared")
+    os.chmod(f"{open_directory}/shared", 0o777)
+    reason = facts.judge_state_directory(f"{open_directory}/shared/a", None)
+    assert reason == f"is not safe: others than uid 0 can write to {open_directory}/shared"
+    os.mkdir(f"{open_directory}/own")
+    os.chown(f"{open_directory}/own", WWW.uid, WWW.gid)
+    assert facts.judge_state_directory(f"{open_directory}/own/a", WWW) == ""
+    not_root()
+    facts = Facts({})
+    uid = os.geteuid()
+    reason = facts.judge_state_directory("/lowsuper-none/a", None)
+    assert reason == f"is not there, and user {uid} may not write to /"
+
+
 def test_nobody_can_write_where_nothing_is(tmp_path):
     assert Facts({}).name_writers(f"{tmp_path}/nope", None) == ""
 

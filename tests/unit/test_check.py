@@ -49,6 +49,12 @@ class World:
         mine = path.startswith("/srv/run") or identity is None
         return "" if mine else f"user {identity.name} may not write to {path}"
 
+    def find_state_directory(self, path, identity):
+        return path or f"/run/state-{identity.uid if identity else 0}"
+
+    def judge_state_directory(self, path, identity):
+        return "can be written to by others" if path in ("/srv/open", "/run/state-33") else ""
+
     def name_writers(self, directory, identity):
         return "everybody can write to" if directory == "/srv/open" else ""
 
@@ -80,7 +86,6 @@ def test_what_can_run_has_no_problem():
         ("chdir = /nope", "main.ini:2: chdir=/nope: is not a directory"),
         ("uid = wwww", "main.ini:2: uid=wwww: there is no user of that name; www?"),
         ("logto = /nope/x", "main.ini:2: logto=/nope/x: there is no directory /nope"),
-        ("state-dir = /nope/x", "main.ini:2: state-dir=/nope/x: there is no directory /nope"),
         ("pidfile = /nope/x", "main.ini:2: pidfile=/nope/x: there is no directory /nope"),
         ("touch-reload = /nope/x", "main.ini:2: touch-reload=/nope/x: there is no directory /nope"),
         ("master-fifo = /nope/x", "main.ini:2: master-fifo=/nope/x: there is no directory /nope"),
@@ -174,7 +179,7 @@ WRITE_DENIED = "warning: user www may not write to /run; use a directory of that
         ("pidfile=/run/a.pid,uid=www", "", WRITE_DENIED),
         ("pidfile=/srv/run/a.pid,uid=www", "", ""),
         ("pidfile=/run/a.pid,uid=www,daemonize", "", ""),
-        ("pidfile=/run/a.pid,daemonize", "uid = www", WRITE_DENIED),
+        ("pidfile=/run/a.pid,daemonize", "uid = www\nstate-dir = /srv", WRITE_DENIED),
         ("pidfile=/run/a.pid,daemonize", "master-as-root = 1\nuid = www", ""),
         (
             "pidfile=a.pid,chdir=/srv",
@@ -195,6 +200,30 @@ def test_pidfile_of_a_smart_daemon(keyval, before, expected):
     pidfile = keyval.partition(",")[0]
     found = [line.partition(": ")[2].replace(f"db: {pidfile}: ", "") for line in check(text, world)]
     assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("smart-attach-daemon = /run/a.pid /srv/app\nstate-dir = /srv", None),
+        ("attach-daemon = /srv/app\nstate-dir = /srv/open", None),
+        (
+            "smart-attach-daemon = /run/a.pid /srv/app\nstate-dir = /srv/open",
+            "main.ini:3: state-dir=/srv",
+        ),
+        (
+            "smart-attach-daemon = /srv/run/a.pid /srv/app\nuid = www",
+            "main.ini: state-dir=/run/state-33",
+        ),
+        ("smart-attach-daemon = /srv/run/a.pid /srv/app\nuid = www\nmaster-as-root = 1", None),
+    ],
+)
+def test_state_directory_matters_where_there_is_a_smart_daemon(lines, expected):
+    found = check(f"[uwsgi]\n{lines}\n")
+    assert len(found) == bool(expected)
+    for line in found:
+        assert expected in line
+        assert "can be written to by others; name a directory of which only root" in line
 
 
 def test_shell_that_stays_is_what_a_written_pidfile_names():
