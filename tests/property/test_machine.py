@@ -1,4 +1,7 @@
-"""Whatever happens to a daemon, in whatever order, the machine keeps its promises."""
+"""Whatever happens to a daemon, in whatever order, the machine keeps its promises.
+
+A smart daemon's own promises are in test_smart.py.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lowsuper import events
 from lowsuper.backoff import LONGEST, count_spawns, pause_before_start
 from lowsuper.events import (
+    Absent,
     CancelTimer,
     ControlEnded,
     Emptied,
     ExecOk,
     Exited,
+    Found,
+    Freed,
+    HeldBy,
     Kill,
     KillDomain,
+    Leave,
+    Look,
+    Name,
+    NotNamed,
+    PidfileTouched,
+    Reaped,
     Reload,
     Say,
     SetTimer,
@@ -30,23 +43,22 @@ from lowsuper.events import (
     Stop,
     Timer,
     Touched,
+    Unname,
     WentDown,
 )
 from lowsuper.machine import (
-    AGAIN,
-    CRASHED,
-    DOWN,
-    RELOADED,
     STATES,
-    STUCK,
+    Awaiting,
     Backoff,
     Broken,
     Down,
+    Looking,
     Starting,
     Stopping,
     Up,
     step,
 )
+from lowsuper.machine.states import AGAIN, CRASHED, DOWN, RELOADED, STUCK, UNREADY
 from lowsuper.model import Command, DaemonSpec, Origin
 from lowsuper.state import dump, load
 from lowsuper.units import SECOND
@@ -73,13 +85,63 @@ EVENTS = st.one_of(
     st.builds(Exited, run=RUNS, status=st.integers(0, 65535), left=st.booleans()),
     st.builds(Emptied, RUNS),
 )
+STATUSES = st.sampled_from([0, 256, 9])
+SMART_EVENTS = st.one_of(
+    EVENTS,
+    st.builds(Exited, run=RUNS, status=st.none(), left=st.booleans()),
+    st.just(PidfileTouched()),
+    st.builds(
+        Found,
+        run=RUNS,
+        pid=st.sampled_from([7, 8]),
+        uid=st.just(0),
+        gid=st.just(0),
+        rung=st.just("x"),
+        born=TIMES,
+        why=st.just("w"),
+    ),
+    st.builds(
+        Absent, run=RUNS, finding=st.sampled_from("fg"), left=st.booleans(), telling=st.booleans()
+    ),
+    st.builds(NotNamed, run=RUNS, finding=st.just("f")),
+    st.builds(HeldBy, run=RUNS, holder=st.just("h")),
+    st.builds(Freed, RUNS),
+    st.builds(Reaped, run=RUNS, status=STATUSES),
+)
 ANY_STATE = st.one_of(
     st.builds(Down, RUNS),
     st.builds(Starting, run=RUNS, since=TIMES, spawns=COUNTS, first=st.booleans()),
     st.builds(
         Broken, run=RUNS, since=TIMES, spawns=COUNTS, failure=FAILURES, main_gone=st.booleans()
     ),
-    st.builds(Up, run=RUNS, since=TIMES, spawns=COUNTS, pid=COUNTS, ready=st.booleans()),
+    st.builds(Looking, run=RUNS, spawns=COUNTS, first=st.booleans(), held=st.booleans()),
+    st.builds(
+        Awaiting,
+        run=RUNS,
+        since=TIMES,
+        deadline=TIMES,
+        born=TIMES,
+        spawns=COUNTS,
+        pid=st.sampled_from([0, 7, 8]),
+        first=st.booleans(),
+        lost=st.booleans(),
+        gone=st.booleans(),
+        status=st.none() | STATUSES,
+        empty=st.booleans(),
+        told=st.booleans(),
+        last=st.booleans(),
+        finding=st.sampled_from(["", "f"]),
+    ),
+    st.builds(
+        Up,
+        run=RUNS,
+        since=TIMES,
+        spawns=COUNTS,
+        pid=COUNTS,
+        ready=st.booleans(),
+        background=st.booleans(),
+        doubted=st.integers(0, 2),
+    ),
     st.builds(
         Stopping,
         run=RUNS,
@@ -88,7 +150,7 @@ ANY_STATE = st.one_of(
         born=TIMES,
         spawns=COUNTS,
         pid=COUNTS,
-        then=st.sampled_from([DOWN, RELOADED, AGAIN, CRASHED]),
+        then=st.sampled_from([DOWN, RELOADED, AGAIN, CRASHED, UNREADY]),
         main_gone=st.booleans(),
         status=st.none() | st.integers(0, 65535),
         killed=st.booleans(),
@@ -99,14 +161,17 @@ ANY_STATE = st.one_of(
 SPECS = st.builds(
     SPEC.replace,
     control=st.booleans(),
+    pidfile=st.sampled_from([None, "/p", "/p"]),
+    daemonize=st.booleans(),
+    notify_pid=st.booleans(),
     max_throttle=st.none() | st.integers(0, 400 * SECOND),
     reload_signal=st.none() | st.just(1),
 )
 NOWS = st.integers(200 * SECOND, 400 * SECOND)
 
 
-@given(SPECS, ANY_STATE, EVENTS, NOWS)
-@settings(max_examples=400, deadline=None)
+@given(SPECS, ANY_STATE, SMART_EVENTS, NOWS)
+@settings(max_examples=600, deadline=None)
 def test_step_is_total_and_deterministic(spec, state, event, now):
     first, second = step(spec, state, event, now), step(spec, state, event, now)
     assert first == second
@@ -115,26 +180,48 @@ def test_step_is_total_and_deterministic(spec, state, event, now):
     assert all(isinstance(action, get_args(events.DaemonAction)) for action in actions)
 
 
-@given(SPECS, ANY_STATE, EVENTS, NOWS)
-@settings(max_examples=400, deadline=None)
+@given(SPECS, ANY_STATE, SMART_EVENTS, NOWS)
+@settings(max_examples=600, deadline=None)
 def test_event_of_another_run_changes_nothing(spec, state, event, now):
     if getattr(event, "run", state.run) != state.run:
         assert step(spec, state, event, now) == (state, ())
 
 
-@given(SPECS, ANY_STATE, EVENTS, NOWS)
-@settings(max_examples=400, deadline=None)
+@given(SPECS, ANY_STATE, SMART_EVENTS, NOWS)
+@settings(max_examples=600, deadline=None)
 def test_step_starts_one_run_at_most_and_counts_it_up(spec, state, event, now):
     after, actions = step(spec, state, event, now)
     spawns = [action for action in actions if isinstance(action, Spawn)]
-    assert spawns == ([Spawn(state.run + 1)] if after.run != state.run else [])
-    assert isinstance(after, Starting) or not spawns
+    assert spawns in ([], [Spawn(after.run)])
+    starts = isinstance(after, Starting) and (type(state) is not Starting or after.run != state.run)
+    assert bool(spawns) == starts
+    assert after.run in (state.run, state.run + 1)
+    if after.run != state.run:
+        assert spawns or Look(after.run) in actions
+    if spec.pidfile is None and not isinstance(state, Looking | Awaiting):
+        assert bool(spawns) == (after.run != state.run)
     for action in actions:
         if isinstance(action, SetTimer):
             assert action.run == after.run
-            assert action.at >= now
-        elif isinstance(action, Signal | KillDomain):
+            assert action.at >= now or isinstance(state, Awaiting)
+        elif isinstance(action, Signal | KillDomain | Unname | Leave):
             assert action.run == state.run
+        elif isinstance(action, Look | Name):
+            assert action.run == after.run
+
+
+@given(SPECS, ANY_STATE, SMART_EVENTS, NOWS)
+@settings(max_examples=600, deadline=None)
+def test_step_that_goes_down_says_so_once_and_lets_go(spec, state, event, now):
+    after, actions = step(spec, state, event, now)
+    kinds = [type(action) for action in actions]
+    down = isinstance(after, Down) and not isinstance(state, Down)
+    smart = spec.pidfile is not None
+    assert kinds.count(WentDown) == down
+    assert kinds.count(Leave) == (down and smart)
+    if down:
+        last = [CancelTimer, Leave, WentDown] if smart else [CancelTimer, WentDown]
+        assert kinds[-len(last) :] == last
 
 
 @given(ANY_STATE)
