@@ -197,7 +197,7 @@ def die(
     else:
         after, actions = retry(spec, run, spawns, pause, now)
     # The start comes before the words: whoever waits for the daemon waits for nothing else.
-    return after, (*actions, *unname, note)
+    return after, (*unname, *actions, note)
 
 
 def unname_after(spec: DaemonSpec, run: RunId) -> Actions:
