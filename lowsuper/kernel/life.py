@@ -165,6 +165,43 @@ class Life:
         """The pid of our child."""
         return self._child.pid
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The pids of which the master may be told as of our children."""
+        return (self._child.pid,)
+
+    def owns(self, callback: Callable[[], None]) -> bool:
+        """Return whether this is what the master calls for one of `pids`."""
+        return callback == self.on_exit
+
+    @property
+    def main_pid(self) -> int:
+        """The pid of the daemon's own process; 0: it has ended, or is not known yet."""
+        return 0 if self._main_gone else self._main_pid
+
+    @property
+    def rung(self) -> str:
+        """The rung of the kill domain."""
+        return self._rung
+
+    @property
+    def channel_fd(self) -> int:
+        """The channel to the role between; -1 if there is none. It stays the life's."""
+        return self._child.channel_fd
+
+    @property
+    def leaf(self) -> Leaf | None:
+        """The leaf on the cgroup rung, which stays the life's."""
+        return self._leaf
+
+    def has_others(self) -> bool:
+        """Return whether processes are in the domain, when its own or a named one has ended."""
+        if self.over:
+            return False
+        if self._child.channel_fd >= 0 or not self._child_gone:
+            return True
+        return self._leaf is not None and self._leaf.is_populated()
+
     def signal(self, signal: int) -> None:
         """Signal the daemon's process and its group, or what is left of it."""
         if self.over:

@@ -7,7 +7,7 @@ been given to the next one.
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ESRCH
+from errno import ECHILD, EINVAL, ESRCH
 
 from lowsuper.errors import KernelError
 from lowsuper.kernel import native
@@ -16,12 +16,16 @@ from lowsuper.kernel.native import ExitInfo, peek_child, peek_status, reap
 __all__ = [
     "ExitInfo",
     "exit_info",
+    "exit_status",
+    "has_ended",
     "is_running",
     "open_pidfd",
     "peek_child",
     "peek_status",
     "reap",
     "send_signal",
+    "signal_stranger",
+    "tells_status",
 ]
 
 
@@ -91,6 +95,67 @@ def _signal_group(pidfd: int, signal: int) -> None:
         pid = native.pid_of(pidfd)
         if pid > 1:
             os.killpg(pid, signal)
+
+
+def signal_stranger(pidfd: int, signal: int) -> bool:
+    """Send a signal to a process that need not be our child, and to the group that it leads.
+
+    With PIDFD_SIGNAL_PROCESS_GROUP (Linux 6.9) the kernel takes the group from the very object
+    that the pidfd stands for (its struct pid), never from a number that another process may have
+    by now; it is safe though the process is reaped, and reaches what is left of its group then.
+    Before that the process gets it alone: killpg(2) of a number that is not our child's is a guess.
+    A process that leads no group gets it alone, too.
+
+    Returns:
+        Whether there was still somebody to get it.
+
+    Raises:
+        KernelError: EPERM, EINVAL: no such signal.
+    """
+    for group in (True, False):
+        try:
+            native.pidfd_send_signal(pidfd, signal, group=group)
+        except KernelError as error:
+            if error.errno not in (ESRCH, EINVAL) or (error.errno == EINVAL and not group):
+                raise
+        else:
+            return True
+    return False
+
+
+def has_ended(pidfd: int) -> bool:
+    """Return whether a process has ended, reaped or not. See pidfd_open(2)."""
+    import select  # the loop has imported it already
+
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def exit_status(pidfd: int) -> int | None:
+    """Return the raw wait status of a process that has ended; None: it cannot be told (yet).
+
+    It can be told of a child of ours that is a zombie, which it stays; and, since Linux 6.15, of
+    any process once its parent has reaped it. A pidfd is readable (EPOLLIN) from the death on and
+    hangs up (EPOLLHUP) when that has happened: so act on the first, and for the status watch for
+    `loop.HANGUP` alone, as the other would be told without end; bound that wait, since a parent
+    need not reap, and older kernels never tell.
+
+    Raises:
+        KernelError: `pidfd` is none.
+    """
+    try:
+        return peek_status(pidfd)
+    except KernelError as error:
+        if error.errno != ECHILD:
+            raise
+    info = exit_info(pidfd)
+    return None if info is None else info.status
+
+
+def tells_status(pidfd: int) -> bool:
+    """Return whether `exit_status` of a process that has ended may be told later (Linux 6.13)."""
+    return exit_info(pidfd) is not None
 
 
 def exit_info(pidfd: int) -> ExitInfo | None:

@@ -14,14 +14,17 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from time import monotonic_ns
 
 from lowsuper import report
-from lowsuper.errors import KernelError
+from lowsuper.errors import KernelError, LowsuperError
 from lowsuper.events import (
     DaemonNotStarted,
+    DaemonReaped,
     Emptied,
     ExecOk,
     Exited,
     FifoByte,
     HookEnded,
+    PidfileTouched,
+    Reaped,
     ReloadTouched,
     Signalled,
     SpawnFailed,
@@ -29,6 +32,7 @@ from lowsuper.events import (
     Touched,
 )
 from lowsuper.kernel import native, process
+from lowsuper.kernel.adoption import Governor
 from lowsuper.kernel.domain import Domains
 from lowsuper.kernel.fifo import MasterFifo
 from lowsuper.kernel.life import Life
@@ -37,9 +41,11 @@ from lowsuper.kernel.loop import Loop
 from lowsuper.kernel.native import HIGH_FD
 from lowsuper.kernel.pidfile import remove_pidfile, write_pidfile
 from lowsuper.kernel.privilege import become, resolve, resolve_master
+from lowsuper.kernel.smart import SmartLife
 from lowsuper.kernel.spawn import Spawner, pack
 from lowsuper.kernel.watch import Watcher
 from lowsuper.plan import (
+    EXEC,
     Environment,
     FdSource,
     Limit,
@@ -52,7 +58,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lowsuper.events import DaemonEvent, Note
+    from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed
+    from lowsuper.kernel.cgroup import Leaf
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
     from lowsuper.plan import SpawnPlan
@@ -92,9 +99,9 @@ class World:
         self._load, self._announce, self._log = load, announce, log
         self._supervisor: Supervisor
         self._exit_code: int | None = None
-        self._lives: dict[str, Life] = {}
+        self._lives: dict[str, Life | SmartLife] = {}
         self._children: dict[int, Callable[[], None]] = {}
-        self._over: list[Life] = []
+        self._over: list[Life | SmartLife] = []
         self._plans: dict[str, Prepared] = {}
         self._hook: Life | None = None
         self._inherited = dict(os.environ)
@@ -112,10 +119,20 @@ class World:
         self._spawner = Spawner()
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
+        self._governor = Governor(
+            self._loop,
+            self._domains,
+            children=self._children,
+            begin_life=self._begin_smart,
+            post=self._post_daemon,
+            say=self.say_line,
+        )
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
         self._adopt(spec)
         self._domains.prepare(spec)
         try:
+            if resolve_master(spec) is None:
+                self._governor.open(spec)
             self._fifo.use(spec.master_fifo)
         except KernelError:
             self._domains.close()
@@ -138,11 +155,17 @@ class World:
             over, self._over = self._over, []
             for life in over:
                 if self._lives.get(life.name) is life:
+                    if not life.over:
+                        continue  # another process has taken the place of the one that ended
                     del self._lives[life.name]
                 self._release(life)
         self._log.flush()
 
-    def _release(self, life: Life) -> None:
+    def _release(self, life: Life | SmartLife) -> None:
+        for pid in life.pids:
+            callback = self._children.get(pid)
+            if callback is not None and life.owns(callback):
+                del self._children[pid]
         try:
             life.release()
         except OSError as error:
@@ -157,6 +180,7 @@ class World:
                 remove_pidfile(path, os.getpid())
             except KernelError as error:
                 self.say_line(str(error))
+        self._governor.close()
         self._domains.close()
         self._watcher.close()
         self._spawner.close()
@@ -195,17 +219,13 @@ class World:
 
     def spawn(self, spec: DaemonSpec, run: RunId) -> SpawnFailed | None:
         """Start a program; what failed at once is returned, the rest comes as events."""
-        name, leaf = spec.name, None
-        before = self._lives.pop(name, None)
-        if before is not None:
-            leaf = before.take_leaf()
-            if not before.over:
-                self._over.append(before)  # it was given up: not even SIGKILL ended it
+        name, is_smart = spec.name, spec.pidfile is not None
+        leaf = self._put_away(name, is_smart=is_smart)
         try:
             self._keep_reserve()
             _, plan, packed, rung = self._prepare(spec)
             if rung == "cgroup":
-                leaf = leaf or self._domains.make_leaf(f"{name}.{run}")
+                leaf = leaf or self._domains.make_leaf(f"{name}.{run}", smart=is_smart)
                 child = self._spawner.spawn(
                     plan,
                     leaf_fd=leaf.directory_fd,
@@ -224,6 +244,17 @@ class World:
             subject = error.subject if isinstance(error, KernelError) else str(error.filename or "")
             return SpawnFailed(run, call, error.errno or 0, subject, cloned=False)
 
+        self._last_pidfd = child.pidfd
+        if is_smart:
+            smart = self._begin_smart(spec, run)
+            launch = Life(
+                self._loop, run, plan, child=child, leaf=leaf, rung=rung, post=smart.on_launch
+            )
+            self._children[child.pid] = launch.on_exit
+            smart.launched(launch)
+            self._governor.launched(spec, run, smart, launch)
+            return None
+
         def post(event: DaemonEvent) -> None:
             self._supervisor.post_daemon(name, event)
             if life.over and isinstance(event, Exited | Emptied):
@@ -232,8 +263,38 @@ class World:
         life = Life(self._loop, run, plan, child=child, leaf=leaf, rung=rung, post=post)
         self._lives[name] = life
         self._children[child.pid] = life.on_exit
-        self._last_pidfd = child.pidfd
         return None
+
+    def _put_away(self, name: str, *, is_smart: bool) -> Leaf | None:
+        """Make room for the next life of a daemon; return the leaf of the last if it is of use."""
+        before = self._lives.pop(name, None)
+        if before is None:
+            return None
+        leaf = None if is_smart else before.take_leaf()
+        if not before.over:
+            self._over.append(before)  # it was given up: not even SIGKILL ended it
+        return leaf
+
+    def _post_daemon(self, name: str, event: DaemonEvent) -> None:
+        self._supervisor.post_daemon(name, event)
+
+    def _begin_smart(self, spec: DaemonSpec, run: RunId) -> SmartLife:
+        """Return an empty life of a smart daemon, which is among the lives from now on."""
+        name = spec.name
+
+        def post(event: DaemonEvent) -> None:
+            self._supervisor.post_daemon(name, event)
+            if isinstance(event, Reaped):
+                self.say(DaemonReaped(name, life.reaped_pid, event.status))
+            elif life.over and isinstance(event, Exited | Emptied):
+                self._over.append(life)
+
+        before = self._lives.get(name)
+        if before is not None:
+            self._over.append(before)
+        life = SmartLife(self._loop, name, run, post=post, patient=spec.control)
+        self._lives[name] = life
+        return life
 
     def _keep_reserve(self) -> None:
         """Refuse a start that would leave the master too few descriptors to end what it has.
@@ -274,6 +335,9 @@ class World:
             fds=(FdSource(0, stdin), FdSource(1, 1), FdSource(2, 2)),
             limits=self._limits,
         )
+        if spec.pidfile is not None and role == EXEC:
+            # A keeper is told to survive us later, when there is a record of it.
+            plan = plan.replace(dies_with_master=False)
         made = self._plans[spec.name] = spec, plan, pack(plan), rung
         return made
 
@@ -285,7 +349,27 @@ class World:
         """SIGKILL everything of a daemon."""
         self._act(name, run, lambda life: life.kill())
 
-    def _act(self, name: str, run: RunId, act: Callable[[Life], None]) -> None:
+    def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | HeldBy:
+        """See whether a smart daemon runs, and watch it if it does."""
+        return self._governor.look(spec, run)
+
+    def name(self, spec: DaemonSpec, run: RunId) -> Found | NotNamed:
+        """Write the pidfile of the program that runs."""
+        return self._governor.name(spec, run)
+
+    def unname(self, spec: DaemonSpec, run: RunId) -> None:
+        """Remove the pidfile that `name` has written, if it is still that one."""
+        self._governor.unname(spec, run)
+
+    def leave(self, spec: DaemonSpec, run: RunId) -> None:
+        """Let go of a smart daemon and of its pidfile."""
+        self._governor.leave(spec)
+        life = self._lives.get(spec.name)
+        if life is not None and life.run == run and not life.over:
+            del self._lives[spec.name]
+            self._release(life)
+
+    def _act(self, name: str, run: RunId, act: Callable[[Life | SmartLife], None]) -> None:
         life = self._lives.get(name)
         if life is None or life.run != run:
             return
@@ -317,7 +401,7 @@ class World:
                 case Exited():
                     self._over.append(life)
                     self._hook = None
-                    self._supervisor.post(HookEnded(index, -1 if failed else event.status))
+                    self._supervisor.post(HookEnded(index, -1 if failed else event.status or 0))
                 case ExecOk():
                     failed = False
                 case _:
@@ -342,7 +426,15 @@ class World:
 
     def load(self) -> MasterSpec | None:
         """Read the files again; None when they are bad, which was said."""
-        return self._load()
+        spec = self._load()
+        if spec is None:
+            return None
+        try:
+            self._governor.open(spec)
+        except LowsuperError as error:
+            self.say_line(f"{error}; nothing was changed")
+            return None
+        return spec
 
     def use(self, spec: MasterSpec) -> None:
         """Adopt a new configuration: identities, environment, directory, logs, watched files."""
@@ -367,11 +459,20 @@ class World:
             for path in daemon.touch
         ]
         watched += [(path, self._reloader(path)) for path in spec.touch_reload]
+        watched += [
+            (os.path.abspath(daemon.pidfile), self._looker(daemon.name))
+            for daemon in spec.daemons
+            if daemon.pidfile is not None
+        ]
+        self._governor.use(spec, self._identities, self._env.path)
         for problem in self._watcher.replace(watched):
             self.say_line(problem)
 
     def _toucher(self, name: str, path: str) -> Callable[[], None]:
         return lambda: self._supervisor.post_daemon(name, Touched(path))
+
+    def _looker(self, name: str) -> Callable[[], None]:
+        return lambda: self._supervisor.post_daemon(name, PidfileTouched())
 
     def _reloader(self, path: str) -> Callable[[], None]:
         return lambda: self._supervisor.post(ReloadTouched(path))
@@ -395,7 +496,9 @@ class World:
         if identity is None:
             return
         self._domains.delegate(identity.uid, identity.gid)
+        self._governor.prepare_for(spec, identity)
         become(identity)
+        self._governor.open(spec)
         if identity.name:
             self._env = Environment(self._env.variables | identity_variables(identity))
         self._plans.clear()

@@ -38,6 +38,9 @@ MAY_IMPORT = {
     "kernel.facts": "errors model plan units kernel.records kernel.trust",
     "kernel.privilege": "errors model plan kernel.facts",
     "kernel.world": "errors events plan report kernel",
+    "kernel.adoption": "errors events identity kernel",
+    "kernel.smart": "events identity units kernel",
+    "kernel.territory": "identity kernel",
     "kernel.native": "errors record _native",
     "kernel.inspect": "command errors identity model script units",
     "kernel.pidfile": "errors identity kernel",
@@ -57,6 +60,7 @@ UPWARDS_FOR_TYPES = {
     "plan": "model",
     "kernel": "model",
     "kernel.world": "machine model supervisor units",
+    "kernel.adoption": "model plan units",
     "supervisor": "model units",
 }
 

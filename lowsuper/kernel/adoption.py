@@ -1,0 +1,464 @@
+"""Governs smart daemons by their pidfiles: is it running, which process is it, whose is it?
+
+For each pidfile that it governs a master holds a lock and the record of the daemon, which the next
+master will find (`kernel.records`). `look` reads the pidfile and the record, finds out what the
+kernel says of the processes that they name, lets `identity.decide` judge, and watches the process
+that is believed. Pidfds come first and are asked last: what was judged is what is watched.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import ESRCH
+
+from lowsuper.errors import KernelError, LowsuperError
+from lowsuper.events import Absent, Found, Freed, HeldBy, NotNamed
+from lowsuper.identity import Claim, Recorded, decide, is_same, matches
+from lowsuper.kernel import inspect, native, process, records, spawn
+from lowsuper.kernel.loop import READ
+from lowsuper.kernel.pidfile import read_pidfile, remove_pidfile, write_pidfile
+from lowsuper.kernel.smart import KeeperDomain, LeafDomain, SmartLife
+from lowsuper.kernel.territory import Territory, find_first
+from lowsuper.kernel.watch import IN_CLOSE_WRITE, IN_DELETE_SELF
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lowsuper.events import DaemonEvent
+    from lowsuper.identity import Decision, Process, Program, Reading
+    from lowsuper.kernel.cgroup import Leaf
+    from lowsuper.kernel.domain import Domains
+    from lowsuper.kernel.life import Life
+    from lowsuper.kernel.loop import Loop
+    from lowsuper.kernel.records import Lock, Store
+    from lowsuper.model import DaemonSpec, MasterSpec
+    from lowsuper.plan import Identity
+    from lowsuper.units import RunId
+
+    Opened = tuple[int, Process]
+
+
+class Ward:
+    """What a master holds of one smart daemon while it governs it."""
+
+    __slots__ = (
+        "holder",
+        "life",
+        "lock",
+        "path",
+        "program",
+        "record",
+        "run",
+        "spec",
+        "survives",
+        "written",
+    )
+
+    def __init__(self, spec: DaemonSpec) -> None:
+        """Begin with the absolute path of the pidfile."""
+        self.spec, self.path = spec, os.path.abspath(spec.pidfile or "")
+        self.run: RunId = 0
+        self.life: SmartLife | None = None  # of this run
+        self.lock: Lock | None = None
+        self.holder: Holder | None = None  # another master that has the lock
+        self.record: Recorded | None = None  # as on disk
+        self.program: Program | bool | None = False  # False: not looked up yet
+        self.written = 0  # what we wrote into the pidfile, or an earlier master for us
+        self.survives = False  # the keeper, if there is one, is to survive us
+
+
+class Holder:
+    """Waits until another master may have let go of a lock: its end, or a change of the file."""
+
+    __slots__ = ("_fds", "_loop")
+
+    def __init__(self, loop: Loop, path: str, pid: int, on_change: Callable[[], None]) -> None:
+        """Watch the master `pid` (0: unknown) and the lock file at `path`."""
+        self._loop = loop
+        inotify_fd = native.inotify_create()
+        self._fds = [inotify_fd]
+        native.inotify_add(inotify_fd, path, IN_CLOSE_WRITE | IN_DELETE_SELF)
+        if pid and (pidfd := _open_if_there(pid)) >= 0:
+            self._fds.append(pidfd)
+        for fd in self._fds:
+            loop.watch(fd, READ, on_change)
+
+    def close(self) -> None:
+        """Wait no more."""
+        for fd in self._fds:
+            self._loop.unwatch(fd)
+            os.close(fd)
+        self._fds.clear()
+
+
+class Governor:
+    """Governs the smart daemons of one master."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        domains: Domains,
+        *,
+        children: dict[int, Callable[[], None]],
+        begin_life: Callable[[DaemonSpec, RunId], SmartLife],
+        post: Callable[[str, DaemonEvent], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """Govern nothing yet.
+
+        Args:
+            loop: to watch with.
+            domains: of the master.
+            children: whom to call when a process that may be our child has ended; shared.
+            begin_life: makes an empty life of a daemon and puts it among the master's lives.
+            post: takes events for a daemon.
+            say: tells the operator a line.
+        """
+        self._loop, self._children = loop, children
+        self._begin_life, self._post, self._say = begin_life, post, say
+        self._territory = Territory(domains)
+        self._wards: dict[str, Ward] = {}
+        self._store: Store | None = None
+        self._directory = ""
+        self._identities: Mapping[str, Identity] = {}
+        self._search: tuple[str, ...] = ()
+        self._instance = ""
+
+    # Configuration.
+
+    def use(
+        self, spec: MasterSpec, identities: Mapping[str, Identity], search: tuple[str, ...]
+    ) -> None:
+        """Take a configuration.
+
+        Args:
+            spec: of the master.
+            identities: of its daemons.
+            search: the directories of PATH.
+        """
+        self._identities, self._search, self._instance = identities, search, spec.name
+
+    def open(self, spec: MasterSpec) -> None:
+        """Open the directory of records, if the configuration has a smart daemon.
+
+        Raises:
+            KernelError: it cannot be had, or is not to be trusted.
+        """
+        directory = spec.state_dir or records.default_directory(os.geteuid())
+        if not has_smart(spec) or directory == self._directory:
+            return
+        store = records.open_store(directory)
+        if self._store is not None:
+            self._store.close()
+        self._store, self._directory = store, directory
+
+    def prepare_for(self, spec: MasterSpec, identity: Identity) -> None:
+        """Make the directory of records for the user that we are about to become.
+
+        Raises:
+            KernelError: it cannot be had.
+        """
+        if has_smart(spec):
+            directory = spec.state_dir or records.default_directory(identity.uid)
+            records.prepare_for(directory, identity.uid, identity.gid)
+
+    def close(self) -> None:
+        """Let go of everything; the daemons run on."""
+        for ward in self._wards.values():
+            _let_go(ward)
+        self._wards.clear()
+        if self._store is not None:
+            self._store.close()
+
+    # What the machine asks for.
+
+    def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | HeldBy:
+        """See whether a daemon runs, and watch it if it does."""
+        ward = self._wards.get(spec.name)
+        if ward is None:
+            ward = self._wards[spec.name] = Ward(spec)
+        if ward.run != run:
+            ward.run, ward.life = run, None
+        try:
+            if ward.lock is None:
+                held = self._take_lock(ward)
+                if held is not None:
+                    return held
+            return self._look(ward)
+        except (LowsuperError, OSError) as error:
+            finding = f"the pidfile {ward.path} could not be looked at: {error}"
+            return Absent(run, finding, ward.life is not None, True)
+
+    def name(self, spec: DaemonSpec, run: RunId) -> Found | NotNamed:
+        """Write the pidfile of the program that runs."""
+        ward = self._wards[spec.name]
+        life = ward.life
+        assert life is not None, "named only while it runs"
+        assert ward.run == run, "looked for before it was launched"
+        pid = life.launched_pid or life.pid
+        opened = inspect.open_process(pid) if pid else None
+        if opened is None:
+            # It has ended already, which will be told in a moment.
+            return Found(run, pid, 0, 0, life.rung, self._loop.now(), "")
+        try:
+            write_pidfile(ward.path, pid)
+        except KernelError as error:
+            os.close(opened[0])
+            return NotNamed(run, f"the pidfile {ward.path} cannot be written: {error}")
+        ward.written = pid
+        return self._accept(ward, life, opened, "lowsuper wrote its pidfile")
+
+    def unname(self, spec: DaemonSpec, run: RunId) -> None:
+        """Remove the pidfile that `name` has written, if it is still that one."""
+        ward = self._wards.get(spec.name)
+        if ward is None or not ward.written or ward.run != run:
+            return
+        pid, ward.written = ward.written, 0
+        try:
+            remove_pidfile(ward.path, pid)
+        except KernelError as error:
+            self._say(f"{spec.name}: {error}")
+
+    def leave(self, spec: DaemonSpec) -> None:
+        """Let go of a daemon's pidfile; its life is the master's to release."""
+        ward = self._wards.pop(spec.name, None)
+        if ward is None:
+            return
+        is_over = ward.life is None or ward.life.over
+        if ward.record is not None and is_over and self._store is not None:
+            try:
+                self._store.remove(ward.path)
+            except (LowsuperError, OSError) as error:
+                self._say(f"{spec.name}: {error}")
+        _let_go(ward)
+
+    def launched(self, spec: DaemonSpec, run: RunId, life: SmartLife, launch: Life) -> None:
+        """Record a launch before it is known who will be the daemon.
+
+        A master that is killed from here on leaves a next one what it needs to wait for the
+        pidfile, or to end the launch. One that was killed before leaves a leaf, which is found by
+        its name, or a keeper, which ends with its domain as it was not told to survive.
+        """
+        ward = self._wards[spec.name]
+        ward.run, ward.life = run, life
+        ward.survives = launch.channel_fd < 0
+        kind, keeper = "", None
+        if launch.rung in ("pidns", "shim"):
+            opened = inspect.open_process(launch.pid)
+            if opened is not None:
+                os.close(opened[0])
+                kind, keeper = launch.rung, opened[1].id
+        leaf = "" if launch.leaf is None else launch.leaf.path
+        record = Recorded(ward.path, records.boot_id(), None, "", leaf, kind, keeper)
+        self._save(ward, record)
+
+    # Looking.
+
+    def _look(self, ward: Ward) -> Found | Absent:
+        reading = read_pidfile(ward.path)
+        recorded = self._open_recorded(ward)
+        named: Opened | None = None
+        try:
+            named = self._open_named(ward, reading, recorded)
+            claim = self._make_claim(ward, reading, named, recorded)
+            decision = decide(ward.path, claim, named and named[1], recorded and recorded[1])
+            chosen = named if decision.which == "named" else recorded
+            if not decision.which or chosen is None:
+                return self._absent(ward, decision)
+            if not inspect.is_alive(chosen[0]):
+                gone = f"the pidfile {ward.path} names {reading.pid}, which has just ended"
+                return self._absent(ward, decision.replace(finding=gone, telling=True))
+            watched = ward.life is not None and ward.life.is_watching(chosen[1].id)
+            if watched and decision.finding:
+                return Absent(ward.run, decision.finding, True, True)
+            return self._take_over(ward, (os.dup(chosen[0]), chosen[1]), decision)
+        finally:
+            for pidfd in {opened[0] for opened in (named, recorded) if opened is not None}:
+                os.close(pidfd)
+
+    def _open_recorded(self, ward: Ward) -> Opened | None:
+        """Return the process that is the daemon by our own knowledge, if it lives."""
+        life, record = ward.life, ward.record
+        if life is not None and life.pid and not life.has_ended:
+            opened = inspect.open_process(life.pid)
+            if opened is None or is_same(opened[1].id, life.identity):
+                return opened
+        elif life is None and record is not None and record.main is not None:
+            opened = inspect.open_process(record.main.pid)
+            if opened is None or matches(record, opened[1], records.boot_id()):
+                return opened
+        else:
+            return None
+        os.close(opened[0])
+        return None
+
+    def _open_named(self, ward: Ward, reading: Reading, recorded: Opened | None) -> Opened | None:
+        """Return the process that the pidfile names; it may be the very `recorded`."""
+        number = reading.pid
+        is_inner = ward.spec.ns_pid and not ward.spec.daemonize
+        if number and is_inner:
+            keeper = self._territory.find_keeper(ward.record)
+            number = inspect.translate(number, keeper) if keeper else 0
+        if not number:
+            return None
+        if recorded is not None and recorded[1].id.pid == number:
+            return recorded
+        opened = inspect.open_process(number)
+        if opened is not None and is_inner and opened[1].inner_pid != reading.pid:
+            # Race: the number was given to another one between its translation and the pidfd.
+            os.close(opened[0])
+            return None
+        return opened
+
+    def _make_claim(
+        self, ward: Ward, reading: Reading, named: Opened | None, recorded: Opened | None
+    ) -> Claim:
+        """Gather what the judgement needs, and nothing that it does not need."""
+        if named is None or named is recorded:
+            return Claim(reading, os.getpid())
+        spec, life = ward.spec, ward.life
+        if life is not None and life.launched_pid == named[1].id.pid:
+            in_domain, other = True, ""
+        else:
+            in_domain, other = self._territory.place(spec.name, ward.record, named[1])
+        if not in_domain and isinstance(ward.program, bool):
+            directory = os.path.abspath(spec.chdir or ".")
+            ward.program = inspect.look_up_program(spec.command, self._search, directory)
+        identity = self._identities.get(spec.name)
+        helper = os.stat(spawn.HELPER)
+        return Claim(
+            reading,
+            os.getpid(),
+            in_domain,
+            other,
+            program=None if isinstance(ward.program, bool) else ward.program,
+            owners=(os.geteuid(), *(() if identity is None else (identity.uid,))),
+            helpers=((helper.st_dev, helper.st_ino),),
+            has_init=spec.ns_pid and spec.ns_init,
+        )
+
+    # What comes of it.
+
+    def _absent(self, ward: Ward, decision: Decision) -> Found | Absent:
+        """No process is believed; one of an earlier start may be there all the same."""
+        if ward.life is None:
+            leaves = self._territory.open_leaves(ward.spec.name, ward.record)
+            first = find_first(leaves) if ward.spec.daemonize else 0
+            if leaves or self._territory.find_keeper(ward.record):
+                self._begin(ward, leaves)
+            opened = inspect.open_process(first) if first else None
+            if opened is not None:
+                # The master was killed before it came to write the pidfile, or the file is gone.
+                why = f"it is the first process of its kill domain, though {decision.finding}"
+                return self._take_over(ward, opened, decision.replace(why=why))
+        left = ward.life is not None and not ward.life.over
+        return Absent(ward.run, decision.finding, left, decision.telling)
+
+    def _take_over(self, ward: Ward, opened: Opened, decision: Decision) -> Found:
+        """Watch a process that is believed; the pidfd is passed on."""
+        found = opened[1]
+        if ward.life is None:
+            leaves = self._territory.leaves_of(ward.spec.name, ward.record, found)
+            self._begin(ward, leaves)
+        assert ward.life is not None
+        if ward.spec.daemonize:
+            ward.written = found.id.pid
+            if decision.finding:
+                write_pidfile(ward.path, found.id.pid)
+        why = decision.why
+        if decision.finding and decision.finding not in why:
+            why = f"{why}, though {decision.finding}"
+        return self._accept(ward, ward.life, opened, why)
+
+    def _accept(self, ward: Ward, life: SmartLife, opened: Opened, why: str) -> Found:
+        """Watch the process and record it."""
+        pidfd, found = opened
+        life.follow(found.id, pidfd)
+        if life.launched_pid != found.id.pid:
+            self._children[found.id.pid] = life.on_named_exit
+        before = ward.record or Recorded(ward.path, "")
+        record = before.replace(boot_id=records.boot_id(), main=found.id, exe=found.exe)
+        if record != ward.record or not ward.survives:
+            self._save(ward, record)
+        born = inspect.born_at(found.id.start)
+        return Found(ward.run, found.id.pid, found.uid, found.gid, life.rung, born, why)
+
+    def _begin(self, ward: Ward, leaves: list[Leaf]) -> None:
+        """Begin a life of what was found: in these leaves, or with a keeper, or in no domain."""
+        life = ward.life = self._begin_life(ward.spec, ward.run)
+        ward.survives = True
+        keeper = -1 if leaves else self._territory.open_keeper(ward.record)
+        before = ward.record or Recorded(ward.path, "")
+        if leaves:
+            life.adopt(LeafDomain(self._loop, leaves, life.on_domain))
+            ward.record = before.replace(leaf=leaves[0].path, keeper_kind="", keeper=None)
+        elif keeper >= 0:
+            life.adopt(KeeperDomain(self._loop, before.keeper_kind, keeper, life.on_domain))
+        else:
+            ward.record = before.replace(leaf="", keeper_kind="", keeper=None)
+
+    # Locks and records.
+
+    def _take_lock(self, ward: Ward) -> HeldBy | None:
+        assert self._store is not None, "opened with the configuration"
+        if ward.holder is not None:
+            ward.holder.close()
+            ward.holder = None
+        holder = f"lowsuper with pid {os.getpid()} ({self._instance})"
+        try:
+            ward.lock = self._store.lock(ward.path, holder)
+        except records.HeldError as error:
+            path = self._store.lock_path(ward.path)
+            on_change = self._make_freer(ward)
+            ward.holder = Holder(self._loop, path, error.pid, on_change)
+            return HeldBy(ward.run, error.holder)
+        ward.record, problem = self._store.load(ward.path)
+        if problem:
+            self._say(f"{ward.spec.name}: {problem}")
+        return None
+
+    def _make_freer(self, ward: Ward) -> Callable[[], None]:
+        name, run = ward.spec.name, ward.run
+
+        def on_change() -> None:
+            if ward.holder is not None:
+                ward.holder.close()
+                ward.holder = None
+                self._post(name, Freed(run))
+
+        return on_change
+
+    def _save(self, ward: Ward, record: Recorded) -> None:
+        """Put a record on disk; a keeper whose record is there may survive us."""
+        assert self._store is not None, "opened with the configuration"
+        ward.record = record
+        try:
+            self._store.save(record)
+        except (LowsuperError, OSError) as error:
+            self._say(f"{ward.spec.name}: {error}; it is known by its pidfile only")
+            return
+        if not ward.survives and ward.life is not None:
+            ward.survives = ward.life.let_survive()
+
+
+def _open_if_there(pid: int) -> int:
+    """Return a pidfd; -1: the process has ended, and its lock file was closed with it."""
+    try:
+        return process.open_pidfd(pid)
+    except KernelError as error:
+        if error.errno != ESRCH:
+            raise
+        return -1
+
+
+def _let_go(ward: Ward) -> None:
+    if ward.holder is not None:
+        ward.holder.close()
+    if ward.lock is not None:
+        ward.lock.release()
+
+
+def has_smart(spec: MasterSpec) -> bool:
+    """Return whether a configuration has smart daemons."""
+    return any(daemon.pidfile is not None for daemon in spec.daemons)
