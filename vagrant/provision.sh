@@ -10,7 +10,8 @@
 #                                               /usr/local/bin/lowsuper; the checkout can go then
 #
 # What is there already is left alone: a second run installs nothing and needs no network. The
-# Debian packages' own memcached and Redis services are neither started nor enabled. Variables:
+# Debian packages' own services are neither started nor enabled, and PostgreSQL gets no cluster.
+# `run` and `install` need neither the packages nor the Python modules of the tests. Variables:
 # PYTHON, the interpreter (default python3), and LOWSUPER_VENV, the virtual environment (default
 # .venv in the checkout).
 
@@ -19,12 +20,16 @@ set -eu
 build_packages='gcc libc6-dev libcap-dev'  # libcap-dev: python-prctl is compiled against it
 example_packages='memcached redis-server'
 test_packages='procps strace uwsgi-core'  # uwsgi-core: tests compare with the original
-services='memcached redis-server'
+# The real programs that tests run, besides the examples' and what comes from PyPI.
+test_packages="$test_packages nginx postgresql"
+test_packages="$test_packages ruby-daemons ruby-delayed-job-active-record ruby-sqlite3"
+services='memcached redis-server nginx postgresql'
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 venv=${LOWSUPER_VENV:-$root/.venv}
 python=${PYTHON:-python3}
 policy=/usr/sbin/policy-rc.d
+clusters=/etc/postgresql-common/createcluster.d/lowsuper.conf
 policy_mark='made by lowsuper/vagrant/provision.sh'
 log=
 
@@ -42,6 +47,7 @@ clean_up() {
   [ -z "$log" ] || rm -f "$log"
   log=
   if grep -qs "$policy_mark" "$policy"; then rm -f "$policy"; fi
+  rm -f "$clusters"
 }
 
 # run_step WHAT ADVICE COMMAND...: run quietly; if it fails, show the end of its output, what
@@ -119,6 +125,13 @@ install_packages() {
       "$policy_mark" >"$policy"
     chmod 755 "$policy"
   fi
+  case " $missing" in
+  *' postgresql '*)
+    mkdir -p "${clusters%/*}"
+    printf '# %s: makes no cluster when the server is installed.\ncreate_main_cluster = false\n' \
+      "$policy_mark" >"$clusters"
+    ;;
+  esac
   export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
   run_step 'reading the lists of Debian packages' \
     'check the network and /etc/apt/sources.list, then run this again' run_apt update
