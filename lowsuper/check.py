@@ -229,15 +229,17 @@ class _Checker:
             return
         origin = daemon.origin.replace(key="pidfile", value=daemon.pidfile)
         path = join_path(self._spec.chdir or "", daemon.pidfile)
-        for reason, advice in self._judge_pidfile_itself(daemon, path):
-            self._say(origin, reason, daemon.name, advice, is_error=True)
+        wrong = self._judge_pidfile_itself(path)
+        if wrong is not None:
+            self._say(origin, wrong[0], daemon.name, wrong[1], is_error=True)
+            return
         parent = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
         if not self._facts.is_directory(parent):
             reason = f"there is no directory {parent}"
             if daemon.daemonize:
                 self._say_missing(origin, reason, daemon.name)
             else:  # many a program makes the directory of its pidfile
-                advice = "unless the program makes it"
+                advice = f"unless the program {'' if self._is_final else 'or a hook '}makes it"
                 self._say(origin, reason, daemon.name, advice, is_error=False)
             return
         if daemon.daemonize:
@@ -248,12 +250,13 @@ class _Checker:
         for reason, advice in found:
             self._say(origin, reason, daemon.name, advice, is_error=False)
 
-    def _judge_pidfile_itself(self, daemon: DaemonSpec, path: str) -> Iterator[tuple[str, str]]:
-        """Yield reason and advice of what makes a path no pidfile."""
+    def _judge_pidfile_itself(self, path: str) -> tuple[str, str] | None:
+        """Return reason and advice of what makes a path no pidfile."""
         if self._facts.is_directory(path):
-            yield "is a directory", "name a file in it"
-        elif self._facts.is_program(path):
-            yield "is a program, not a pidfile", "the pidfile comes first"
+            return "is a directory", "name a file in it"
+        if self._facts.is_program(path):
+            return "is a program, not a pidfile", "the pidfile comes first"
+        return None
 
     def _doubt_written_pidfile(
         self, parent: str, identity: Identity | None, writer: Identity | None

@@ -4,8 +4,19 @@ import json
 import os
 
 import pytest
+from masters import ROOT, needs_root
 
 from lowsuper.check import main
+
+EXAMPLES = sorted((ROOT / "lowsuper" / "examples").iterdir())
+LACKS = (
+    "there is no program ",
+    "there is no file ",
+    "there is no directory ",
+    "is not a directory",
+)
+LACKS_USER = ("there is no user of that name", "there is no group of that name")
+SHELL = "a shell runs this and stays"
 
 
 @pytest.fixture
@@ -75,3 +86,51 @@ def test_nothing_to_check_is_a_usage_error(capsys):
     assert main([]) == 125
     assert "Usage" in capsys.readouterr().err
     assert main(["--help"]) == 0
+
+
+@needs_root
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_has_no_problem_but_what_this_machine_lacks(path, capsys):
+    main(["--json", str(path)])
+    report = json.loads(capsys.readouterr().out)
+    assert report["daemons"]
+    assert [
+        problem
+        for problem in report["problems"]
+        if not problem["reason"].startswith((*LACKS, *LACKS_USER, SHELL))
+    ] == []
+
+
+def test_pidfiles_of_smart_daemons(check, tmp_path):
+    tmp_path.chmod(0o755)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    state = f"state-dir = {tmp_path}/state\n"
+    lines = (
+        f"smart-attach-daemon = {tmp_path} sleep 1",
+        "smart-attach-daemon2 = /usr/bin/env sleep 1",
+        "smart-attach-daemon2 = nope/a.pid sleep 1",
+        "smart-attach-daemon2 = open/b.pid sleep 1",
+        "smart-attach-daemon2 = c.pid cd / && sleep 1",
+        "smart-attach-daemon = d.pid sleep 1",
+    )
+    status, text = check(f"[uwsgi]\nchdir = {tmp_path}\n{state}" + "\n".join(lines))
+    assert status == 78
+    shown = text.splitlines()
+    assert [line.partition(": ")[0] for line in shown[:-1]] == [
+        "a.ini:4", "a.ini:5", "a.ini:6", "a.ini:7", "a.ini:8",
+    ]  # fmt: skip
+    for line, said in zip(
+        shown,
+        (
+            f"sleep: pidfile={tmp_path}: is a directory; name a file in it",
+            "pidfile=/usr/bin/env: is a program, not a pidfile; the pidfile comes first",
+            f"pidfile=nope/a.pid: there is no directory {tmp_path}/nope",
+            f"warning: sleep-4: pidfile=open/b.pid: everybody can write to {tmp_path}/open, and so",
+            "warning: sleep-5: command=cd / && sleep 1: a shell runs this and stays: it is the dae",
+            "a: 6 daemons, 3 errors, 2 warnings",
+        ),
+        strict=True,
+    ):
+        assert said in line
+    assert not os.path.exists(tmp_path / "state")

@@ -162,6 +162,11 @@ WRITE_DENIED = "warning: user www may not write to /run; use a directory of that
             "warning: there is no directory /nope; unless the program makes it",
         ),
         (
+            "pidfile=/nope/a.pid",
+            "exec-asap = true",
+            "warning: there is no directory /nope; unless the program or a hook makes it",
+        ),
+        (
             "pidfile=/srv/open/a.pid,daemonize",
             "",
             (
