@@ -144,7 +144,7 @@ KEYS = (
     Key(("chdir",), _parse_text, "chdir", "working directory"),
     Key(("max_throttle",), units.parse_duration, "max_throttle", "longest pause between starts"),
     Key(("stop_timeout",), units.parse_duration, "stop_timeout", "from stop signal to SIGKILL"),
-    Key(("pidfile",), parse_pidfile, "pidfile", "its pidfile: it survives the master"),
+    Key(("pidfile",), parse_pidfile, "pidfile", "its pidfile, with which it survives lowsuper"),
     Key(("freq",), parse_patience, "freq", "time to be named by its pidfile (10 s)"),
     Key(
         ("daemonize", "daemon"),

@@ -48,7 +48,7 @@ OPTIONS = (
     _row("attach-daemon", DAEMON, "", "run a command, and again whenever it ends"),
     _row("attach-control-daemon", DAEMON, "control", "the same; when it ends, lowsuper stops"),
     _row("attach-daemon2", DAEMON2, "", "a daemon given as key=value,key=value"),
-    _row("smart-attach-daemon", SMART, "", "run a command that has a pidfile and survives us"),
+    _row("smart-attach-daemon", SMART, "", "run a command that survives lowsuper"),
     _row("smart-attach-daemon2", SMART, "daemonize", "the same; lowsuper writes the pidfile"),
     _row("daemons-honour-stdin", FLAG, "daemons_honour_stdin", "daemons keep standard input"),
     _row("honour-stdin", FLAG, "honour_stdin", "keep standard input"),
