@@ -140,13 +140,13 @@ class Governor:
         self._identities, self._search, self._instance = identities, search, spec.name
 
     def open(self, spec: MasterSpec) -> None:
-        """Open the directory of records, if the configuration has a smart daemon.
+        """Open the directory of records.
 
         Raises:
             KernelError: it cannot be had, or is not to be trusted.
         """
         directory = spec.state_dir or records.default_directory(os.geteuid())
-        if not has_smart(spec) or directory == self._directory:
+        if directory == self._directory:
             return
         store = records.open_store(directory)
         if self._store is not None:
@@ -159,9 +159,8 @@ class Governor:
         Raises:
             KernelError: it cannot be had.
         """
-        if has_smart(spec):
-            directory = spec.state_dir or records.default_directory(identity.uid)
-            records.prepare_for(directory, identity.uid, identity.gid)
+        directory = spec.state_dir or records.default_directory(identity.uid)
+        records.prepare_for(directory, identity.uid, identity.gid)
 
     def close(self) -> None:
         """Let go of everything; the daemons run on."""
@@ -457,8 +456,3 @@ def _let_go(ward: Ward) -> None:
         ward.holder.close()
     if ward.lock is not None:
         ward.lock.release()
-
-
-def has_smart(spec: MasterSpec) -> bool:
-    """Return whether a configuration has smart daemons."""
-    return any(daemon.pidfile is not None for daemon in spec.daemons)

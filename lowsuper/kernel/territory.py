@@ -80,11 +80,11 @@ class Territory:
     def place(self, name: str, record: Recorded | None, process: Process) -> tuple[bool, str]:
         """Return whether a process is in the domain of a daemon, and else in whose it is, or ""."""
         keeper = self.find_keeper(record)
-        if keeper:
-            return keeper == process.id.pid or inspect.is_below(process.id.pid, keeper), ""
+        if record is not None and keeper:
+            # The init of a pid namespace may be the daemon itself (ns_init = false).
+            is_init = keeper == process.id.pid and record.main == record.keeper
+            return is_init or inspect.is_below(process.id.pid, keeper), ""
         path = cgroup.directory_of(inspect.cgroup_of(process.id.pid))
-        if not path:
-            return False, ""
         if record is not None and record.leaf and _is_in(path, record.leaf):
             return True, ""
         place = cgroup.describe_path(path)

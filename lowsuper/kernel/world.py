@@ -32,16 +32,13 @@ from lowsuper.events import (
     Touched,
 )
 from lowsuper.kernel import native, process
-from lowsuper.kernel.adoption import Governor
 from lowsuper.kernel.domain import Domains
 from lowsuper.kernel.fifo import MasterFifo
 from lowsuper.kernel.life import Life
 from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import Loop
 from lowsuper.kernel.native import HIGH_FD
-from lowsuper.kernel.pidfile import remove_pidfile, write_pidfile
 from lowsuper.kernel.privilege import become, resolve, resolve_master
-from lowsuper.kernel.smart import SmartLife
 from lowsuper.kernel.spawn import Spawner, pack
 from lowsuper.kernel.watch import Watcher
 from lowsuper.plan import (
@@ -59,7 +56,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed
+    from lowsuper.kernel.adoption import Governor
     from lowsuper.kernel.cgroup import Leaf
+    from lowsuper.kernel.smart import SmartLife
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
     from lowsuper.plan import SpawnPlan
@@ -119,20 +118,13 @@ class World:
         self._spawner = Spawner()
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
-        self._governor = Governor(
-            self._loop,
-            self._domains,
-            children=self._children,
-            begin_life=self._begin_smart,
-            post=self._post_daemon,
-            say=self.say_line,
-        )
+        self._smart: Governor | None = None
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
         self._adopt(spec)
         self._domains.prepare(spec)
         try:
             if resolve_master(spec) is None:
-                self._governor.open(spec)
+                self._open_records(spec)
             self._fifo.use(spec.master_fifo)
         except KernelError:
             self._domains.close()
@@ -175,17 +167,25 @@ class World:
         for life in self._lives.values():
             self._release(life)
         self._fifo.close(remove=self._supervisor.spec.vacuum)
-        for path in self._pidfiles:
-            try:
-                remove_pidfile(path, os.getpid())
-            except KernelError as error:
-                self.say_line(str(error))
-        self._governor.close()
+        self._remove_pidfiles()
+        if self._smart is not None:
+            self._smart.close()
         self._domains.close()
         self._watcher.close()
         self._spawner.close()
         self._log.drain()
         self._loop.close()
+
+    def _remove_pidfiles(self) -> None:
+        if not self._pidfiles:
+            return
+        from lowsuper.kernel.pidfile import remove_pidfile
+
+        for path in self._pidfiles:
+            try:
+                remove_pidfile(path, os.getpid())
+            except KernelError as error:
+                self.say_line(str(error))
 
     # Time and words.
 
@@ -280,6 +280,8 @@ class World:
 
     def _begin_smart(self, spec: DaemonSpec, run: RunId) -> SmartLife:
         """Return an empty life of a smart daemon, which is among the lives from now on."""
+        from lowsuper.kernel.smart import SmartLife
+
         name = spec.name
 
         def post(event: DaemonEvent) -> None:
@@ -348,6 +350,31 @@ class World:
     def kill(self, name: str, run: RunId) -> None:
         """SIGKILL everything of a daemon."""
         self._act(name, run, lambda life: life.kill())
+
+    @property
+    def _governor(self) -> Governor:
+        """What governs the smart daemons; without one it costs nothing, not even its import."""
+        if self._smart is None:
+            from lowsuper.kernel.adoption import Governor
+
+            self._smart = Governor(
+                self._loop,
+                self._domains,
+                children=self._children,
+                begin_life=self._begin_smart,
+                post=self._post_daemon,
+                say=self.say_line,
+            )
+        return self._smart
+
+    def _open_records(self, spec: MasterSpec) -> None:
+        """Open the directory of records, if the configuration has a smart daemon.
+
+        Raises:
+            KernelError: it cannot be had, or is not to be trusted.
+        """
+        if has_smart(spec):
+            self._governor.open(spec)
 
     def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | HeldBy:
         """See whether a smart daemon runs, and watch it if it does."""
@@ -430,7 +457,7 @@ class World:
         if spec is None:
             return None
         try:
-            self._governor.open(spec)
+            self._open_records(spec)
         except LowsuperError as error:
             self.say_line(f"{error}; nothing was changed")
             return None
@@ -464,7 +491,8 @@ class World:
             for daemon in spec.daemons
             if daemon.pidfile is not None
         ]
-        self._governor.use(spec, self._identities, self._env.path)
+        if has_smart(spec):
+            self._governor.use(spec, self._identities, self._env.path)
         for problem in self._watcher.replace(watched):
             self.say_line(problem)
 
@@ -479,14 +507,18 @@ class World:
 
     def write_pidfiles(self, spec: MasterSpec, dropped: bool) -> None:
         """Write the pidfiles for before or after the drop of privileges."""
-        paths = (spec.pidfile2,) if dropped else (spec.pidfile, spec.safe_pidfile)
+        wanted = (spec.pidfile2,) if dropped else (spec.pidfile, spec.safe_pidfile)
+        paths = [path for path in wanted if path is not None]
+        if not paths:
+            return
+        from lowsuper.kernel.pidfile import write_pidfile
+
         for path in paths:
-            if path is not None:
-                try:
-                    write_pidfile(path, os.getpid())
-                    self._pidfiles.add(os.path.abspath(path))
-                except KernelError as error:
-                    self.say_line(str(error))
+            try:
+                write_pidfile(path, os.getpid())
+                self._pidfiles.add(os.path.abspath(path))
+            except KernelError as error:
+                self.say_line(str(error))
 
     def drop_privileges(self, spec: MasterSpec) -> None:
         """Become the configured user for good."""
@@ -496,9 +528,10 @@ class World:
         if identity is None:
             return
         self._domains.delegate(identity.uid, identity.gid)
-        self._governor.prepare_for(spec, identity)
+        if has_smart(spec):
+            self._governor.prepare_for(spec, identity)
         become(identity)
-        self._governor.open(spec)
+        self._open_records(spec)
         if identity.name:
             self._env = Environment(self._env.variables | identity_variables(identity))
         self._plans.clear()
@@ -550,6 +583,11 @@ class World:
             if callback is not None:
                 callback()
             os.waitpid(pid, os.WNOHANG)
+
+
+def has_smart(spec: MasterSpec) -> bool:
+    """Return whether a configuration has daemons that are governed by a pidfile."""
+    return any(daemon.pidfile is not None for daemon in spec.daemons)
 
 
 def set_title(spec: MasterSpec) -> None:
