@@ -43,7 +43,7 @@ MAX_BYTES = 64 * 1024
 MAX_DIGITS = 10
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, see proc_sys_kernel(5)
 NAMES = 100  # of temporary files that may be taken
-TRIES = 5
+TRIES = 10
 
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
