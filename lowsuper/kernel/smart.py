@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 SIGKILL, SIGTERM, SIGQUIT = 9, 15, 3
 NOBODY = ProcessId(0, 0)
-REAP_PATIENCE: Ns = 2 * SECOND  # for a parent that is not us to reap
+REAP_PATIENCE: Ns = 2 * SECOND  # for a parent that is not us to reap...
+START_PATIENCE: Ns = SECOND // 10  # ...and how long a next start may have to wait for that
 KEEPER_PATIENCE: Ns = SECOND // 10  # for a keeper to end after the last of its domain
 
 
@@ -126,6 +127,7 @@ class SmartLife:
         "_patient",
         "_pidfd",
         "_post",
+        "_reaping",
         "_told",
         "identity",
         "name",
@@ -150,7 +152,7 @@ class SmartLife:
             name: of the daemon.
             run: of the daemon.
             post: takes the events.
-            patient: the exit status matters so much that its news may wait for it.
+            patient: the exit status matters so much that the news may wait long for it.
         """
         self._loop, self.name, self.run, self._post, self._patient = loop, name, run, post, patient
         self._launch: Life | None = None
@@ -159,6 +161,7 @@ class SmartLife:
         self._pidfd = -1  # of the same; -1: it is the launched one, which `_launch` watches
         self._ended = False  # the named process has ended...
         self._told = False  # ...and that was posted
+        self._reaping = False  # ...and its parent is being waited for
         self.reaped_pid = 0  # of the process that `Reaped` is about
         self.over = False  # nothing of it is left
 
@@ -190,7 +193,7 @@ class SmartLife:
             return
         self._forget_named()
         self.identity = identity
-        self._ended = self._told = self.over = False
+        self._ended = self._told = self._reaping = self.over = False
         if self.launched_pid == identity.pid:
             os.close(pidfd)
             return
@@ -250,7 +253,7 @@ class SmartLife:
     def _on_empty(self) -> None:
         if self._told:
             self._tell_empty()
-        elif self._ended:
+        elif self._ended and not self._reaping:
             self._tell_end(process.exit_status(self._pidfd))
         # Else the end of the named process comes right after.
 
@@ -278,9 +281,18 @@ class SmartLife:
             # It reaps the process first and ends itself right after if that was the last one.
             at = self._loop.now() + KEEPER_PATIENCE
             self._loop.set_timer(f"{self.name} keeper", at, self._on_keeper_time)
-        elif status is None and self._patient and process.tells_status(self._pidfd):
-            self._report(self._tell_end)
+        elif status is None and process.tells_status(self._pidfd):
+            # A program that finds its own pidfile, and a zombie of that number, does not start
+            # (celery, PostgreSQL). An init that is worth its name reaps at once.
+            self._reaping = True
+            patience, ended = REAP_PATIENCE if self._patient else START_PATIENCE, self.identity
+            self._report(patience, lambda status: self._on_reaped(ended, status))
         else:
+            self._tell_end(status)
+
+    def _on_reaped(self, ended: ProcessId, status: int | None) -> None:
+        if self._reaping and ended == self.identity:
+            self._reaping = False
             self._tell_end(status)
 
     def _is_keeper_busy(self) -> bool:
@@ -302,16 +314,17 @@ class SmartLife:
         self._post(Exited(self.run, status, left))
         if status is None and not self._patient and process.tells_status(self._pidfd):
             pid = self.pid
-            self._report(lambda status: self._tell_status(pid, status))
+            self._report(REAP_PATIENCE, lambda status: self._tell_status(pid, status))
 
     def _tell_status(self, pid: int, status: int | None) -> None:
         if status is not None:
             self.reaped_pid = pid
             self._post(Reaped(self.run, status))
 
-    def _report(self, tell: Callable[[int | None], None]) -> None:
+    def _report(self, patience: Ns, tell: Callable[[int | None], None]) -> None:
         """Wait for the exit status; the wait outlives this life."""
-        wait_for_reaping(self._loop, os.dup(self._pidfd), f"{self.name}.{self.run}", tell)
+        key = f"{self.name}.{self.run}"
+        wait_for_reaping(self._loop, os.dup(self._pidfd), key, patience, tell)
 
     def _is_left(self) -> bool:
         """Return whether processes of the domain are there, the named one having ended."""
@@ -345,6 +358,7 @@ class SmartLife:
     def release(self) -> None:
         """Close everything; what lives of it lives on."""
         self._forget_named()
+        self._reaping = False
         self._loop.cancel_timer(f"{self.name} keeper")
         if self._launch is not None:
             self._launch.release()
@@ -358,7 +372,9 @@ class SmartLife:
             self._pidfd = -1
 
 
-def wait_for_reaping(loop: Loop, pidfd: int, key: str, tell: Callable[[int | None], None]) -> None:
+def wait_for_reaping(
+    loop: Loop, pidfd: int, key: str, patience: Ns, tell: Callable[[int | None], None]
+) -> None:
     """Wait until the parent of a process that has ended reaps it, but not for long.
 
     A pidfd hangs up then, and PIDFD_GET_INFO tells the status (Linux 6.15).
@@ -367,6 +383,7 @@ def wait_for_reaping(loop: Loop, pidfd: int, key: str, tell: Callable[[int | Non
         loop: to wait with.
         pidfd: of the process; is closed at the end.
         key: of the timer.
+        patience: the longest wait.
         tell: gets the raw wait status, or None.
     """
     timer = f"{key} reaped {pidfd}"
@@ -380,4 +397,4 @@ def wait_for_reaping(loop: Loop, pidfd: int, key: str, tell: Callable[[int | Non
 
     # Its end is known, and level-triggered: only the hang-up is news.
     loop.watch(pidfd, HANGUP, finish)
-    loop.set_timer(timer, loop.now() + REAP_PATIENCE, finish)
+    loop.set_timer(timer, loop.now() + patience, finish)
