@@ -4,14 +4,16 @@
 same time comes in a random order and in random portions per turn, so that two reports of one
 turn can pass each other as they can in epoll. The world checks what must hold whatever happens,
 at every turn; a broken rule raises `RuleError` with the seed and the trace.
+
+A world is one master. What survives it is in its `Host`, which several may share, at the same
+time or one after the other.
 """
 
 from __future__ import annotations
 
-import heapq
-import random
 from dataclasses import dataclass, field
-from itertools import count
+
+from host import Governor, Host, Program
 
 from lowsuper.events import (
     Boot,
@@ -92,7 +94,7 @@ def config(*daemons: DaemonSpec, **fields) -> MasterSpec:
     return fill_in(MasterSpec("sim", daemons=daemons, **fields))
 
 
-@dataclass
+@dataclass(eq=False)
 class World:
     """Performs actions on scripted processes. `scripts` maps a name to one behaviour per run."""
 
@@ -101,11 +103,14 @@ class World:
     scripts: dict[str, list[Behaviour]] = field(default_factory=dict)
     hooks: dict[str, tuple[int | None, int]] = field(default_factory=dict)  # text: time, status
     audited: bool = True
+    host: Host | None = None
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
-        self.time = 1000 * SECOND
-        self.trace: list[str] = []
+        if self.host is None:
+            self.host = Host(self.seed)
+        self.host.masters.append(self)
+        self.governor = Governor(self, self.host)
+        self.random = self.host.random
         self.notes: list[tuple[int, object]] = []
         self.done: list[object] = []  # what concerned the master's own process
         self.code: int | None = None
@@ -117,58 +122,65 @@ class World:
         self.requested: dict[str, int] = {}
         self.timers: dict[str, tuple[int, int]] = {}
         self.hook: Hook | None = None
-        self._heap: list[tuple[int, int, object]] = []
-        self._serial = count()
+        self.dead = False
         self.supervisor = Supervisor(self.spec, self)
 
     # What the tests do.
 
     def boot(self) -> World:
         self.supervisor.post(Boot())
-        self._turn([])
+        self.host.settle()
         return self
+
+    @property
+    def time(self) -> int:
+        return self.host.time
+
+    @property
+    def trace(self) -> list[str]:
+        return self.host.trace
 
     def at(self, delay: int, what, *arguments) -> None:
         """Do something later, together with what else is due then."""
-        heapq.heappush(
-            self._heap, (self.time + delay, next(self._serial), lambda: what(*arguments))
-        )
+        self.host.at(delay, what, *arguments)
+
+    def kill_master(self) -> None:
+        """The master is killed: its plain daemons die with it, its smart ones live."""
+        if self.dead:
+            return
+        self.log("SIGKILL to the master")
+        self.dead = True
+        self.host.masters.remove(self)
+        self.timers.clear()
+        for life in self.runs.values():
+            life.main, life.children = False, 0
+        self.governor.drop()
 
     def terminate(self, signal: int = 15) -> None:
-        self._log(f"signal {signal} to the master")
-        self.supervisor.post(Signalled(signal))
+        self.log(f"signal {signal} to the master")
+        self.ask(Signalled(signal))
 
     def reload(self, spec: MasterSpec | None) -> None:
         """Send SIGHUP, with a new configuration in the file; None: a bad one."""
-        self._log("SIGHUP")
+        self.log("SIGHUP")
         self.next_spec = spec
-        self.supervisor.post(Signalled(1))
+        self.ask(Signalled(1))
 
     def touch_reload(self, path: str) -> None:
-        self.supervisor.post(ReloadTouched(path))
+        self.ask(ReloadTouched(path))
 
     def touch(self, name: str) -> None:
-        self._log(f"touch {name}")
+        self.log(f"touch {name}")
         self.requested[name] = self.time
-        self.supervisor.post_daemon(name, Touched(f"/{name}"))
+        self.post(name, Touched(f"/{name}"))
 
     def fifo(self, command: str) -> None:
-        self._log(f"fifo {command}")
-        self.supervisor.post(FifoByte(command))
+        self.log(f"fifo {command}")
+        self.ask(FifoByte(command))
 
     def run(self, duration: int = 0) -> World:
         """Let time pass; stop early when the master has finished."""
-        end = self.time + duration
-        self.at(0, int)  # a turn for what was posted until now
-        while self._heap and self._heap[0][0] <= end and self.code is None:
-            self.time = self._heap[0][0]
-            due = []
-            while self._heap and self._heap[0][0] == self.time:
-                due.append(heapq.heappop(self._heap)[2])
-            self.random.shuffle(due)
-            self._turn(due)
-        if self.code is None:
-            self.time = max(self.time, end)
+        self.host.run(duration, lambda: self.code is not None)
         return self
 
     def state(self, name: str):
@@ -183,14 +195,7 @@ class World:
 
     # Turns and rules.
 
-    def _turn(self, due: list) -> None:
-        for callback in due:
-            callback()
-            if self.random.random() < 0.3:
-                self._settle()
-        self._settle()
-
-    def _settle(self) -> None:
+    def settle(self) -> None:
         try:
             self.supervisor.settle()
         except AssertionError as error:
@@ -204,15 +209,16 @@ class World:
         states = self.supervisor.states
         for name, state in states.items():
             if isinstance(state, Down):
-                self._rule(name not in self.timers, f"{name} is down but has a timer")
+                self.rule(name not in self.timers, f"{name} is down but has a timer")
                 run = self.runs.get(name)
-                self._rule(run is None or run.empty, f"{name} is down but not empty")
+                self.rule(run is None or run.empty, f"{name} is down but not empty")
             elif isinstance(state, Up):
-                self._rule(name not in self.timers, f"{name} is up but has a timer")
+                self.rule(name not in self.timers, f"{name} is up but has a timer")
+        self.governor.audit()
         alive = sum(not isinstance(state, Down) for state in states.values())
-        self._rule(self.supervisor.master.alive == alive, f"alive should be {alive}")
+        self.rule(self.supervisor.master.alive == alive, f"alive should be {alive}")
 
-    def _rule(self, holds: bool, text: str) -> None:
+    def rule(self, holds: bool, text: str) -> None:
         if not holds:
             raise self._broken(text)
 
@@ -221,8 +227,8 @@ class World:
         state = f"{self.supervisor.master}\n{dict(list(self.supervisor.states.items())[:10])}"
         return RuleError(f"seed {self.seed}: {text}\n{tail}\n{state}")
 
-    def _log(self, text: str) -> None:
-        self.trace.append(f"{self.time / SECOND:.3f} {text}")
+    def log(self, text: str) -> None:
+        self.host.log(text)
 
     def _request_all(self) -> None:
         for name in (*self.supervisor.states, *(d.name for d in self.spec.daemons)):
@@ -236,16 +242,19 @@ class World:
     def spawn(self, spec: DaemonSpec, run: int) -> SpawnFailed | None:
         name = spec.name
         before = self.runs.get(name)
-        self._log(f"{name}.{run}: spawn")
-        self._rule(self.code is None, f"{name} was started after the end")
-        self._rule(before is None or before.empty, f"{name}.{run} was started beside another")
+        self.log(f"{name}.{run}: spawn")
+        self.rule(not self.dead, f"{name} was started by a dead master")
+        self.rule(self.code is None, f"{name} was started after the end")
+        self.rule(before is None or before.empty, f"{name}.{run} was started beside another")
         times = self.spawned.setdefault(name, [])
         if times and self.requested.get(name, -1) < times[-1]:
             least = min(SECOND, spec.max_throttle or SECOND)
-            self._rule(self.time - times[-1] >= least, f"{name} is started too often")
+            self.rule(self.time - times[-1] >= least, f"{name} is started too often")
         times.append(self.time)
-        script = self.scripts.get(name) or [Behaviour()]
+        script = self.scripts.get(name) or [Behaviour() if spec.pidfile is None else Program()]
         behaviour = script.pop(0) if len(script) > 1 else script[0]
+        if spec.pidfile is not None:
+            return self.governor.spawn(spec, run, behaviour)
         if behaviour.clone_errno:
             return SpawnFailed(run, "clone", behaviour.clone_errno, "", cloned=False)
         life = self.runs[name] = Run(name, run, behaviour, spec, self.time)
@@ -255,9 +264,19 @@ class World:
             self.at(behaviour.exec_after, self._execute, life)
         return None
 
+    def ask(self, event) -> None:
+        """Tell the master, if it lives."""
+        if not self.dead:
+            self.supervisor.post(event)
+
+    def post(self, name: str, event) -> None:
+        """Tell the supervisor, if it lives."""
+        if not self.dead:
+            self.supervisor.post_daemon(name, event)
+
     def _post(self, life: Run, event) -> None:
-        self._log(f"{life.name}.{life.run}: {event}")
-        self.supervisor.post_daemon(life.name, event)
+        self.log(f"{life.name}.{life.run}: {event}")
+        self.post(life.name, event)
 
     def _fail(self, life: Run) -> None:
         """A step of the helper fails; its record and its exit come in either order."""
@@ -295,11 +314,15 @@ class World:
                 self._post(life, Emptied(life.run))
 
     def signal(self, name: str, run: int, signal: int) -> None:
-        self._log(f"{name}.{run}: signal {signal}")
+        self.log(f"{name}.{run}: signal {signal}")
+        smart = self.governor.life_of(name, run)
+        if smart is not None:
+            self.governor.signal(smart, signal)
+            return
         life = self.runs[name]
-        self._rule(life.run == run, f"signal to {name}.{run}, but {life.run} lives")
+        self.rule(life.run == run, f"signal to {name}.{run}, but {life.run} lives")
         life.asked += 1
-        self._rule(life.asked <= 2, f"{name}.{run}: more signals than one, and one to the rest")
+        self.rule(life.asked <= 2, f"{name}.{run}: more signals than one, and one to the rest")
         if life.asked == 1:
             self.at(life.spec.stop_timeout + 1, self._check_deadline, life)
         if life.behaviour.storms:
@@ -310,10 +333,14 @@ class World:
             self.at(life.behaviour.leaves_stop_after, self._end_children, life)
 
     def _check_deadline(self, life: Run) -> None:
-        self._rule(life.empty or life.killed, f"{life.name}.{life.run} was not killed in time")
+        self.rule(life.empty or life.killed, f"{life.name}.{life.run} was not killed in time")
 
     def kill(self, name: str, run: int) -> None:
-        self._log(f"{name}.{run}: SIGKILL")
+        self.log(f"{name}.{run}: SIGKILL")
+        smart = self.governor.life_of(name, run)
+        if smart is not None:
+            self.governor.kill(smart)
+            return
         life = self.runs.get(name)
         if life is None or life.run != run or life.empty or life.killed:
             return
@@ -329,15 +356,33 @@ class World:
             self._end_main(life, SIGKILL)
         self.at(0, self._end_children, life)
 
+    def look(self, spec: DaemonSpec, run: int):
+        answer = self.governor.look(spec, run)
+        self.log(f"{spec.name}.{run}: look: {answer}")
+        return answer
+
+    def name(self, spec: DaemonSpec, run: int):
+        answer = self.governor.name(spec, run)
+        self.log(f"{spec.name}.{run}: name: {answer}")
+        return answer
+
+    def unname(self, spec: DaemonSpec, run: int) -> None:
+        self.log(f"{spec.name}.{run}: unname")
+        self.governor.unname(spec, run)
+
+    def leave(self, spec: DaemonSpec, run: int) -> None:
+        self.log(f"{spec.name}.{run}: leave")
+        self.governor.leave(spec, run)
+
     def set_timer(self, name: str, run: int, at: int) -> None:
-        self._rule(at >= self.time, f"{name}.{run}: a timer in the past")
+        self.rule(at >= self.time, f"{name}.{run}: a timer in the past")
         timer = self.timers[name] = (at, run)
 
         def go_off() -> None:
             if self.timers.get(name) is timer:
                 del self.timers[name]
-                self._log(f"{name}.{run}: timer")
-                self.supervisor.post_daemon(name, Timer(run))
+                self.log(f"{name}.{run}: timer")
+                self.post(name, Timer(run))
 
         self.at(at - self.time, go_off)
 
@@ -347,7 +392,7 @@ class World:
     # Effects: the rest.
 
     def say(self, note) -> None:
-        self._log(f"  {note}")
+        self.log(f"  {note}")
         self.notes.append((self.time, note))
         if isinstance(note, MasterReloads):
             self._request_all()
@@ -358,13 +403,13 @@ class World:
         self.done.append(("stats", dict(states)))
 
     def run_hook(self, index: int, hook: Hook) -> None:
-        self._log(f"hook {hook.phase} {hook.command.text}")
-        self._rule(self.hook is None, "two hooks at once")
-        self._rule(self.code is None, "a hook after the end")
+        self.log(f"hook {hook.phase} {hook.command.text}")
+        self.rule(self.hook is None, "two hooks at once")
+        self.rule(self.code is None, "a hook after the end")
         self.done.append(("hook", hook.phase))
         time, status = self.hooks.get(hook.command.text, (0, 0))
         if status < 0:
-            self.supervisor.post(HookEnded(index, status))
+            self.ask(HookEnded(index, status))
             return
         self.hook = hook
         if time is not None:
@@ -374,10 +419,10 @@ class World:
     def _end_hook(self, hook: Hook, index: int, status: int) -> None:
         if self.hook is hook:
             self.hook = None
-            self.supervisor.post(HookEnded(index, status))
+            self.ask(HookEnded(index, status))
 
     def kill_hook(self) -> None:
-        self._log("kill the hook")
+        self.log("kill the hook")
         if self.hook is not None:
             self.at(0, self._end_hook, self.hook, self._hook_index, SIGKILL)
 
@@ -404,9 +449,14 @@ class World:
         self.done.append(("announce", self.time))
 
     def finish(self, code: int) -> None:
-        self._log(f"finish {code}")
-        self._rule(self.code is None, "finished twice")
-        self._rule(self.supervisor.master.phase == ENDED, "finished but not ended")
+        self.log(f"finish {code}")
+        self.rule(self.code is None, "finished twice")
+        self.rule(self.supervisor.master.phase == ENDED, "finished but not ended")
         for life in self.runs.values():
-            self._rule(life.empty, f"{life.name}.{life.run} survives the master")
+            self.rule(life.empty, f"{life.name}.{life.run} survives the master")
         self.code, self.finished_at = code, self.time
+        held = [path for path, master in self.host.locks.items() if master is self]
+        self.rule(not held, f"locks are held after the end: {held}")
+        self.dead = True
+        self.host.masters.remove(self)
+        self.governor.drop()
