@@ -1,5 +1,5 @@
 #!/bin/sh
-# Ends with 0 and leaves a child in another session that ignores SIGTERM: leaves_stubborn.sh FIFO
+# Leaves a child in another session that ignores SIGTERM: leaves_stubborn.sh FIFO [STATUS]
 mkfifo "$1" || exit 9
 export fifo="$1"
 setsid sh -c '
@@ -9,4 +9,4 @@ setsid sh -c '
   exec sleep 1000
 ' &
 read -r _ < "$1"
-exit 0
+exit "${2:-0}"

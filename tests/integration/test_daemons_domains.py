@@ -12,6 +12,7 @@ from masters import (
     has_cgroups,
     is_alive,
     kill_all,
+    name_of,
     need,
     rung_options,
     send,
@@ -83,18 +84,14 @@ def test_reload_leaves_nothing_of_the_old_one(masters, rung, program):
 
 
 @each_rung
-@pytest.mark.parametrize(("program", "status"), [("leaves_children.sh", 3), ("daemonizes.sh", 0)])
-def test_what_an_ended_daemon_leaves_is_ended_before_it_starts_again(
-    masters, rung, program, status
-):
+def test_what_an_ended_daemon_leaves_is_ended_before_it_starts_again(masters, rung):
     master = masters.begin(
-        rung_options(rung) + daemon_line(rung, f"{{D}}/{program}", name="web", stop_timeout="5")
+        rung_options(rung)
+        + daemon_line(rung, "{D}/leaves_children.sh", name="web", stop_timeout="5")
     )
     first = master.wait_started("web")
-    master.wait_line(
-        rf"web: pid {first} exited with {status} after \d+ ms and left processes behind"
-    )
-    master.wait_line(rf"web: pid {first} exited with {status}, nothing left after ")
+    master.wait_line(rf"web: pid {first} exited with 3 after \d+ ms and left processes behind")
+    master.wait_line(rf"web: pid {first} exited with 3, nothing left after ")
     second = master.wait_started("web")
     assert second != first
     assert not is_alive(first)
@@ -103,14 +100,33 @@ def test_what_an_ended_daemon_leaves_is_ended_before_it_starts_again(
 
 
 @each_rung
-def test_killed_master_leaves_nothing_of_an_ended_daemon(masters, rung):
-    """Its own process is gone; what it left ignores SIGTERM and is still being ended."""
+def test_what_goes_to_the_background_is_watched_and_not_started_again(masters, rung):
     master = masters.begin(
-        rung_options(rung)
-        + daemon_line(rung, "{D}/leaves_stubborn.sh {T}/fifo", name="web", stop_timeout="600")
+        rung_options(rung) + daemon_line(rung, "{D}/daemonizes.sh", name="web", stop_timeout="5")
+    )
+    first = master.wait_started("web")
+    master.wait_output("settled")
+    master.wait_line(rf"web: pid {first} exited with 0 .* seems to put itself into the background")
+    hidden = {pid for pid in master.family() if name_of(pid) == "sleep"}
+    assert len(hidden) == 1
+    kill_all(hidden)
+    master.wait_line("web: pid .* after .*; (next try|starting again)")
+    assert master.wait_started("web") != first
+    master.wait_output("settled")
+    assert master.stop() == 0
+    assert not master.family()
+
+
+@each_rung
+@pytest.mark.parametrize("status", [0, 4])
+def test_killed_master_leaves_nothing_of_an_ended_daemon(masters, rung, status):
+    """Its own process is gone; what it left ignores SIGTERM, and is watched or being ended."""
+    command = f"{{D}}/leaves_stubborn.sh {{T}}/fifo {status}"
+    master = masters.begin(
+        rung_options(rung) + daemon_line(rung, command, name="web", stop_timeout="600")
     )
     master.wait_output("settled")
-    master.wait_line("left processes behind")
+    master.wait_line("left processes (behind|running)")
     assert master.family()
     master.kill()
     master.wait_family_gone()
