@@ -26,9 +26,11 @@ from lowsuper.events import (
     LoadConfig,
     Loaded,
     LoadRefused,
+    MasterStops,
     Reload,
     ReloadTouched,
     RunHook,
+    SayMaster,
     Signalled,
     Start,
     Stop,
@@ -42,6 +44,7 @@ from lowsuper.state import dump, load
 
 ORIGIN = Origin("f", 1, "", "")
 NAMES = "abcd"
+SMART = "bd"
 PHASES = ("asap", "as-root", "as-user", "as-user-atexit")
 SIGNALS = st.sampled_from([1, 1, 1, 10, 12])
 STOPS = st.sampled_from([Signalled(15), Signalled(2), FifoByte("q"), FifoByte("Q")])
@@ -49,7 +52,13 @@ STOPS = st.sampled_from([Signalled(15), Signalled(2), FifoByte("q"), FifoByte("Q
 
 def build_spec(names, hooks, **fields):
     daemons = tuple(
-        DaemonSpec(name, Command(name, (name,)), ORIGIN, after=tuple(names[:1]) if late else ())
+        DaemonSpec(
+            name,
+            Command(name, (name,)),
+            ORIGIN,
+            after=tuple(names[:1]) if late else (),
+            pidfile=f"/{name}" if name in SMART else None,
+        )
         for index, name in enumerate(names)
         for late in [index > 1]
     )
@@ -122,6 +131,7 @@ class MasterMachine(RuleBasedStateMachine):
         self.spec, self.next_spec, self.now = spec, spec, 0
         self.state = Master()
         self.daemons = dict.fromkeys((d.name for d in spec.daemons), Down())
+        self.left = []  # smart daemons that were let go of, which is not told yet
         self.first = set()  # whose first attempt is not settled
         self.hook = None
         self.code = None
@@ -136,6 +146,8 @@ class MasterMachine(RuleBasedStateMachine):
         self.state, actions = step(self.spec, self.state, event, daemons, self.now)
         for action in actions:
             self.perform(action)
+        while self.left:
+            self.send(DaemonDown(self.left.pop(0)))
 
     def perform(self, action):  # noqa: C901
         assert self.code is None, "after the end"
@@ -148,7 +160,10 @@ class MasterMachine(RuleBasedStateMachine):
                 self.first.add(name)
             case TellAll(event=Stop() | Reload() | Kill()):
                 for name, state in self.daemons.items():
-                    if not isinstance(state, Down):
+                    if isinstance(state, Up) and name in SMART:
+                        self.daemons[name] = Down(1)
+                        self.left.append(name)
+                    elif not isinstance(state, Down):
                         self.daemons[name] = Stopping(1, 0, 0, 0, 1, 7, "down")
                         # What is stopped before it was up has failed.
             case Forget(name=name):
@@ -171,6 +186,11 @@ class MasterMachine(RuleBasedStateMachine):
                 self.dropped = True
             case Announce():
                 self.announced += 1
+            case SayMaster(note=MasterStops(count=count, smart=smart)):
+                assert count >= 0
+                assert smart >= 0
+                alive = [name for name, s in self.daemons.items() if not isinstance(s, Down)]
+                assert count + smart == len(alive)
             case Finish():
                 assert self.stopped
                 assert self.hook is None
