@@ -46,7 +46,7 @@ from lowsuper.events import (
     TellAll,
     WritePidfiles,
 )
-from lowsuper.machine import Backoff, Down, Starting, Up
+from lowsuper.machine import Backoff, Down, Looking, Starting, Up
 from lowsuper.master import BOOTING, ENDED, RELOADING, RUNNING, STOPPING, Master, exit_code
 from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec, Origin
 
@@ -457,6 +457,60 @@ def test_stop_when_one_still_waits_starts_it_no_more():
     play.daemons["a"] = UP
     assert play.step(DaemonSettled("a", ok=True, first=True)) == []
     assert play.down("a")[-1] == Finish(0)
+
+
+# Smart daemons.
+
+
+SMART = daemon("s", pidfile="/s")
+
+
+def test_stop_counts_smart_daemons_as_left_running():
+    play = Play(config(daemon("a"), SMART, daemon("t", pidfile="/t"))).boot()
+    done = play.step(Signalled(TERM))
+    assert done == [SayMaster(MasterStops("SIGTERM", 1, 2)), TellAll(Stop())]
+    assert acts(play.down("s", "t")) == []  # at once
+    assert acts(play.down("a")) == [Finish(0)]
+
+
+def test_stop_with_smart_daemons_only_ends_once_they_are_let_go():
+    play = Play(config(SMART)).boot()
+    assert notes(play.step(Signalled(TERM))) == [MasterStops("SIGTERM", 0, 1)]
+    assert acts(play.down("s")) == [Finish(0)]
+
+
+def test_reload_when_a_smart_daemon_is_let_go_at_once_looks_for_it_again():
+    play = Play(config(daemon("a"), SMART)).boot()
+    assert acts(play.step(Signalled(HUP))) == [LoadConfig()]
+    assert acts(play.load(play.spec)) == [TellAll(Reload())]
+    assert play.down("s") == [Tell("s", Start())]
+    assert play.settle("s") == []
+    assert play.down("a") == [Tell("a", Start())]
+    assert [type(note) for note in notes(play.settle("a"))] == [MasterReloaded]
+
+
+def test_reload_without_a_smart_daemon_forgets_it():
+    play = Play(config(daemon("a"), SMART)).boot()
+    play.step(Signalled(HUP))
+    play.load(config(daemon("a")))
+    assert Forget("s") in play.down("s")
+
+
+def test_ready_waits_for_the_pidfile_of_a_smart_daemon():
+    play = Play(config(daemon("a"), SMART, daemon("b", after=("s",))))
+    play.step(Boot())
+    assert acts(play.settle("a")) == []
+    assert play.state.phase == BOOTING
+    assert acts(play.settle("s")) == [Tell("b", Start())]
+    assert Announce() in play.settle("b")
+
+
+def test_ready_when_another_master_holds_a_smart_daemon_does_not_wait_for_it():
+    play = Play(config(SMART))
+    play.step(Boot())
+    play.daemons["s"] = Looking(1, 0, held=True)
+    done = play.step(DaemonSettled("s", ok=False, first=True))
+    assert notes(done) == [AllStarted(1, 1, 0)]
 
 
 # Stop and exit code.
