@@ -109,6 +109,13 @@ class Absent(Record):
     telling: bool  # the operator should know the finding: it is more than "there is no pidfile"
 
 
+class Unseen(Record):
+    """It could not be found out whether the daemon runs: another answer to Look."""
+
+    run: RunId
+    finding: str  # what failed, a phrase
+
+
 class NotNamed(Record):
     """The pidfile could not be written: the other answer to Name."""
 
@@ -117,7 +124,7 @@ class NotNamed(Record):
 
 
 class HeldBy(Record):
-    """Another master governs this pidfile: the third answer to Look; `Freed` follows."""
+    """Another master governs this pidfile: another answer to Look; `Freed` follows."""
 
     run: RunId
     holder: str  # who, a phrase
@@ -139,7 +146,7 @@ class Reaped(Record):
 PlainEvent = (
     Start | Stop | Reload | Kill | Touched | Timer | ExecOk | SpawnFailed | Exited | Emptied
 )
-SmartEvent = PidfileTouched | Found | Absent | NotNamed | HeldBy | Freed | Reaped
+SmartEvent = PidfileTouched | Found | Absent | Unseen | NotNamed | HeldBy | Freed | Reaped
 DaemonEvent = PlainEvent | SmartEvent
 
 # What one daemon asks for.
@@ -165,7 +172,7 @@ class KillDomain(Record):
 
 
 class Look(Record):
-    """See whether a smart daemon runs; answers with Found, Absent or HeldBy."""
+    """See whether a smart daemon runs; answers with Found, Absent, Unseen or HeldBy."""
 
     run: RunId
 
@@ -515,6 +522,7 @@ class DaemonFinding(Record):
 
     name: str
     finding: str
+    retry: Ns = 0  # the pause before it is looked again; 0: it is started
 
 
 class DaemonHeld(Record):

@@ -203,8 +203,8 @@ def _smart_words(
     match note:
         case DaemonFound(age=age, why=why):
             return f"found running for {format_duration(age)}, {_who(note)}: {why}"
-        case DaemonFinding(finding=finding):
-            return f"{finding}; starting"
+        case DaemonFinding(finding=finding, retry=retry):
+            return f"{finding}; {_next_start(retry) if retry else 'starting'}"
         case DaemonHeld(pidfile=pidfile, holder=holder):
             return f"the pidfile {pidfile} is governed by {holder}; left to it until it lets go"
         case DaemonAwaited(pid=pid, status=status, finding=finding, patience=patience):

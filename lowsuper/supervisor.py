@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         Note,
         NotNamed,
         SpawnFailed,
+        Unseen,
     )
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
@@ -87,7 +88,7 @@ if TYPE_CHECKING:
         def kill(self, name: str, run: RunId) -> None:
             """SIGKILL everything of a daemon."""
 
-        def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | HeldBy:
+        def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | Unseen | HeldBy:
             """See whether a smart daemon runs, and watch it if it does."""
 
         def name(self, spec: DaemonSpec, run: RunId) -> Found | NotNamed:

@@ -12,14 +12,14 @@ import os
 from errno import ESRCH
 
 from lowsuper.errors import KernelError, LowsuperError
-from lowsuper.events import Absent, Found, Freed, HeldBy, NotNamed
+from lowsuper.events import Absent, Found, Freed, HeldBy, NotNamed, Unseen
 from lowsuper.identity import Claim, Recorded, decide, is_same, matches
-from lowsuper.kernel import inspect, native, process, records, spawn
+from lowsuper.kernel import inspect, process, records, spawn
 from lowsuper.kernel.loop import READ
 from lowsuper.kernel.pidfile import read_pidfile, remove_pidfile, write_pidfile
 from lowsuper.kernel.smart import KeeperDomain, LeafDomain, SmartLife
 from lowsuper.kernel.territory import Territory, find_first
-from lowsuper.kernel.watch import IN_CLOSE_WRITE, IN_DELETE_SELF
+from lowsuper.kernel.watch import IN_CLOSE_WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.life import Life
     from lowsuper.kernel.loop import Loop
     from lowsuper.kernel.records import Lock, Store
+    from lowsuper.kernel.watch import Watcher
     from lowsuper.model import DaemonSpec, MasterSpec
     from lowsuper.plan import Identity
     from lowsuper.units import RunId
@@ -71,25 +72,24 @@ class Ward:
 class Holder:
     """Waits until another master may have let go of a lock: its end, or a change of the file."""
 
-    __slots__ = ("_fds", "_loop")
+    __slots__ = ("_loop", "_number", "_pidfd", "_watcher")
 
-    def __init__(self, loop: Loop, path: str, pid: int, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, watcher: Watcher, path: str, pid: int, on_change: Callable[[], None]
+    ) -> None:
         """Watch the master `pid` (0: unknown) and the lock file at `path`."""
-        self._loop = loop
-        inotify_fd = native.inotify_create()
-        self._fds = [inotify_fd]
-        native.inotify_add(inotify_fd, path, IN_CLOSE_WRITE | IN_DELETE_SELF)
-        if pid and (pidfd := _open_if_there(pid)) >= 0:
-            self._fds.append(pidfd)
-        for fd in self._fds:
-            loop.watch(fd, READ, on_change)
+        self._loop, self._watcher, self._pidfd = loop, watcher, _open_if_there(pid)
+        self._number = watcher.add(path, on_change, IN_CLOSE_WRITE)
+        if self._pidfd >= 0:
+            loop.watch(self._pidfd, READ, on_change)
 
     def close(self) -> None:
         """Wait no more."""
-        for fd in self._fds:
-            self._loop.unwatch(fd)
-            os.close(fd)
-        self._fds.clear()
+        self._watcher.remove(self._number)
+        if self._pidfd >= 0:
+            self._loop.unwatch(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 class Governor:
@@ -99,6 +99,7 @@ class Governor:
         self,
         loop: Loop,
         domains: Domains,
+        watcher: Watcher,
         *,
         children: dict[int, Callable[[], None]],
         begin_life: Callable[[DaemonSpec, RunId], SmartLife],
@@ -110,12 +111,13 @@ class Governor:
         Args:
             loop: to watch with.
             domains: of the master.
+            watcher: of the master's files.
             children: whom to call when a process that may be our child has ended; shared.
             begin_life: makes an empty life of a daemon and puts it among the master's lives.
             post: takes events for a daemon.
             say: tells the operator a line.
         """
-        self._loop, self._children = loop, children
+        self._loop, self._watcher, self._children = loop, watcher, children
         self._begin_life, self._post, self._say = begin_life, post, say
         self._territory = Territory(domains)
         self._wards: dict[str, Ward] = {}
@@ -172,7 +174,7 @@ class Governor:
 
     # What the machine asks for.
 
-    def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | HeldBy:
+    def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | Unseen | HeldBy:
         """See whether a daemon runs, and watch it if it does."""
         ward = self._wards.get(spec.name)
         if ward is None:
@@ -186,8 +188,7 @@ class Governor:
                     return held
             return self._look(ward)
         except (LowsuperError, OSError) as error:
-            finding = f"the pidfile {ward.path} could not be looked at: {error}"
-            return Absent(run, finding, ward.life is not None, True)
+            return Unseen(run, f"the pidfile {ward.path} could not be looked at: {error}")
 
     def name(self, spec: DaemonSpec, run: RunId) -> Found | NotNamed:
         """Write the pidfile of the program that runs."""
@@ -401,29 +402,40 @@ class Governor:
 
     def _take_lock(self, ward: Ward) -> HeldBy | None:
         assert self._store is not None, "opened with the configuration"
-        if ward.holder is not None:
-            ward.holder.close()
-            ward.holder = None
-        holder = f"lowsuper with pid {os.getpid()} ({self._instance})"
-        try:
-            ward.lock = self._store.lock(ward.path, holder)
-        except records.HeldError as error:
-            path = self._store.lock_path(ward.path)
-            on_change = self._make_freer(ward)
-            ward.holder = Holder(self._loop, path, error.pid, on_change)
-            return HeldBy(ward.run, error.holder)
+        text = f"lowsuper with pid {os.getpid()} ({self._instance})"
+        held: records.HeldError | None = None
+        # Race: the other may let go between a try that fails and the begin of the watch.
+        for _ in range(2):
+            try:
+                ward.lock = self._store.lock(ward.path, text)
+                break
+            except records.HeldError as error:
+                held = error
+                self._watch_holder(ward, error.pid)
+        if ward.lock is None and held is not None:
+            return HeldBy(ward.run, held.holder)
+        self._forget_holder(ward)
         ward.record, problem = self._store.load(ward.path)
         if problem:
             self._say(f"{ward.spec.name}: {problem}")
         return None
 
+    def _watch_holder(self, ward: Ward, pid: int) -> None:
+        assert self._store is not None, "opened with the configuration"
+        self._forget_holder(ward)
+        path, on_change = self._store.lock_path(ward.path), self._make_freer(ward)
+        ward.holder = Holder(self._loop, self._watcher, path, pid, on_change)
+
+    def _forget_holder(self, ward: Ward) -> None:
+        if ward.holder is not None:
+            ward.holder.close()
+            ward.holder = None
+
     def _make_freer(self, ward: Ward) -> Callable[[], None]:
         name, run = ward.spec.name, ward.run
 
         def on_change() -> None:
-            if ward.holder is not None:
-                ward.holder.close()
-                ward.holder = None
+            if ward.run == run:
                 self._post(name, Freed(run))
 
         return on_change
@@ -443,6 +455,8 @@ class Governor:
 
 def _open_if_there(pid: int) -> int:
     """Return a pidfd; -1: the process has ended, and its lock file was closed with it."""
+    if pid <= 0:
+        return -1
     try:
         return process.open_pidfd(pid)
     except KernelError as error:

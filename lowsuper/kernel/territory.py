@@ -85,10 +85,11 @@ class Territory:
             is_init = keeper == process.id.pid and record.main == record.keeper
             return is_init or inspect.is_below(process.id.pid, keeper), ""
         path = cgroup.directory_of(inspect.cgroup_of(process.id.pid))
-        if record is not None and record.leaf and _is_in(path, record.leaf):
+        is_recorded = record is not None and record.leaf and _is_in(path, record.leaf)
+        if is_recorded and cgroup.is_ours(path):
             return True, ""
-        place = cgroup.describe_path(path)
-        if place is None or not cgroup.is_ours(path):
+        place = cgroup.find_place(path)
+        if place is None:
             return False, ""
         own = (place.instance, place.kind, place.daemon)
         if own == (self._domains.instance, "smart", name):

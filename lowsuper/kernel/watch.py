@@ -51,6 +51,7 @@ LONGEST_EVENT = 16 + 256
 MAX_READS = 100  # far more than the longest queue (fs.inotify.max_queued_events) takes
 MAX_WAKES = 40  # of the descriptor in a second; more are a flood
 PAUSE: Ns = SECOND // 20  # of the descriptor in a flood, and between two calls about one file
+BURST = 4  # calls without one: making, filling and closing a pidfile are three events
 TICK: Ns = SECOND // 50  # two ticks of the slowest clock that gives files their times
 ARM_TRIES = 3
 _EVENT = Struct("iIII")  # struct inotify_event: watch, mask, cookie, length of the name
@@ -86,7 +87,7 @@ class Row:
     """One file and whom to call."""
 
     __slots__ = (
-        "callback", "called", "is_recent", "kind", "look", "mask", "number", "path",
+        "burst", "callback", "called", "is_recent", "kind", "look", "mask", "number", "path",
         "watches",
     )  # fmt: skip
 
@@ -99,6 +100,7 @@ class Row:
         self.look: Look = None
         self.is_recent = False  # another change may have left it looking the same
         self.called: Ns = 0
+        self.burst = 0  # calls that need not wait
         self.watches: dict[int, bytes | None] = {}  # the name in a directory; None: any event
 
     def look_again(self) -> bool:
@@ -141,9 +143,9 @@ class Watcher:
 
         Args:
             files: touch files, with what to call when they have changed.
-            pidfiles: the same; the callback comes at most every 50 ms for each of them, and
-                always once more after the last change. It comes now and then without one. What
-                has changed before this returns is not told.
+            pidfiles: the same; the callback comes at most every 50 ms for each of them, but
+                for the first few changes, and always once more after the last change. It comes
+                now and then without one. What has changed before this returns is not told.
 
         Returns:
             What cannot be watched, in words.
@@ -382,8 +384,11 @@ class Watcher:
     def _call_soon(self, row: Row, *, again: bool = False) -> None:
         """Call now, or at the end of the pause since the last call; with `again` then, too."""
         now = self._loop.now()
-        is_free = now >= row.called + PAUSE
+        if now >= row.called + PAUSE:
+            row.burst = BURST
+        is_free = row.burst > 0
         if is_free:
+            row.burst -= 1
             row.called = now
             row.callback()
         if row.number in self._rows and (again or not is_free):

@@ -55,7 +55,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed
+    from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed, Unseen
     from lowsuper.kernel.adoption import Governor
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.smart import SmartLife
@@ -360,6 +360,7 @@ class World:
             self._smart = Governor(
                 self._loop,
                 self._domains,
+                self._watcher,
                 children=self._children,
                 begin_life=self._begin_smart,
                 post=self._post_daemon,
@@ -376,7 +377,7 @@ class World:
         if has_smart(spec):
             self._governor.open(spec)
 
-    def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | HeldBy:
+    def look(self, spec: DaemonSpec, run: RunId) -> Found | Absent | Unseen | HeldBy:
         """See whether a smart daemon runs, and watch it if it does."""
         return self._governor.look(spec, run)
 
@@ -486,14 +487,14 @@ class World:
             for path in daemon.touch
         ]
         watched += [(path, self._reloader(path)) for path in spec.touch_reload]
-        watched += [
+        pidfiles = [
             (os.path.abspath(daemon.pidfile), self._looker(daemon.name))
             for daemon in spec.daemons
             if daemon.pidfile is not None
         ]
         if has_smart(spec):
             self._governor.use(spec, self._identities, self._env.path)
-        for problem in self._watcher.replace(watched):
+        for problem in self._watcher.replace(watched, pidfiles):
             self.say_line(problem)
 
     def _toucher(self, name: str, path: str) -> Callable[[], None]:

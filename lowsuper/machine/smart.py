@@ -45,6 +45,7 @@ from lowsuper.events import (
     Stop,
     Timer,
     Touched,
+    Unseen,
 )
 from lowsuper.machine.moves import (
     die,
@@ -56,7 +57,16 @@ from lowsuper.machine.moves import (
     unname_after,
     unsettle,
 )
-from lowsuper.machine.states import AGAIN, CRASHED, UNREADY, Awaiting, Looking, Starting, Up
+from lowsuper.machine.states import (
+    AGAIN,
+    CRASHED,
+    UNREADY,
+    Awaiting,
+    Backoff,
+    Looking,
+    Starting,
+    Up,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,6 +98,13 @@ def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> R
             return _found(spec, state, event, now)
         case Absent() if event.run == state.run:
             return _absent(spec, state, event, now)
+        case Unseen() if event.run == state.run:
+            # To start it now could be to start a second one.
+            spawns = state.spawns + 1
+            pause = pause_before_start(spawns, 0, spec.max_throttle)
+            wait = Backoff(state.run, spawns, now + pause)
+            unseen = DaemonFinding(spec.name, event.finding, pause)
+            return wait, (SetTimer(state.run, wait.until), Say(unseen), *unsettle(state.first))
         case HeldBy() if event.run == state.run:
             # It may be told again by the next who was quicker.
             note = DaemonHeld(spec.name, spec.pidfile or "", event.holder)
@@ -109,6 +126,7 @@ def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> R
             | PidfileTouched()
             | Found()
             | Absent()
+            | Unseen()
             | NotNamed()
             | HeldBy()
             | Freed()
@@ -179,7 +197,7 @@ def _awaiting(  # noqa: C901, PLR0912
     match event:
         case Found() if event.run == state.run:
             return _named(spec, state, event, now)
-        case Absent() if event.run == state.run:
+        case Absent() | Unseen() if event.run == state.run:
             return _unnamed(spec, state.replace(finding=event.finding), now)
         case NotNamed() if event.run == state.run:
             return _give_up(spec, state.replace(finding=event.finding), now)
@@ -214,6 +232,7 @@ def _awaiting(  # noqa: C901, PLR0912
             | Emptied()
             | Found()
             | Absent()
+            | Unseen()
             | NotNamed()
             | HeldBy()
             | Freed()
@@ -337,7 +356,7 @@ def _up(  # noqa: C901
             name = (Name(state.run),) if spec.daemonize else ()
             doubted, say = _doubt(spec, state, event.finding, 1)
             return doubted, (*say, *name)
-        case NotNamed() if event.run == state.run:
+        case NotNamed() | Unseen() if event.run == state.run:
             return _doubt(spec, state, event.finding, 2)
         case Stop():
             signal = spec.stop_signal if spec.notify_pid else None
@@ -359,6 +378,7 @@ def _up(  # noqa: C901
             | Emptied()
             | Found()
             | Absent()
+            | Unseen()
             | NotNamed()
             | HeldBy()
             | Freed()

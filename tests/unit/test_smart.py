@@ -50,6 +50,7 @@ from lowsuper.events import (
     Timer,
     Touched,
     Unname,
+    Unseen,
     WentDown,
 )
 from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up, step
@@ -108,6 +109,7 @@ EVENTS = {
     "found same": Found(RUN, 77, 33, 34, "cgroup", OTHER_BORN, WHY),
     "Absent": Absent(RUN, FINDING, left=False, telling=True),
     "absent left": Absent(RUN, FINDING, left=True, telling=True),
+    "Unseen": Unseen(RUN, FINDING),
     "NotNamed": NotNamed(RUN, FINDING),
     "HeldBy": HeldBy(RUN, "main, pid 12"),
     "Freed": Freed(RUN),
@@ -135,6 +137,7 @@ TABLE = {
         "found same": FOUND,
         "Absent": ("Starting", "DaemonFinding Spawn SetTimer"),
         "absent left": ("Awaiting", "SetTimer DaemonAwaited"),
+        "Unseen": ("Backoff", "SetTimer DaemonFinding Settled"),
         "HeldBy": ("Looking", "DaemonHeld Settled"),
     },
     "held": {
@@ -145,6 +148,7 @@ TABLE = {
         "found same": FOUND,
         "Absent": ("Starting", "DaemonFinding Spawn SetTimer"),
         "absent left": ("Awaiting", "SetTimer DaemonAwaited"),
+        "Unseen": ("Backoff", "SetTimer DaemonFinding"),
         "HeldBy": ("same", "DaemonHeld"),
         "Freed": LOOKED,
     },
@@ -178,6 +182,7 @@ TABLE = {
         "Found": ("Up", "CancelTimer DaemonStarted Settled"),
         "found same": ("Up", "CancelTimer DaemonStarted Settled"),
         "Absent": ("Awaiting", ""),
+        "Unseen": ("Awaiting", ""),
         "absent left": ("Awaiting", ""),
         "NotNamed": ("Stopping", "DaemonNotReady Signal SetTimer Settled"),
     },
@@ -192,6 +197,7 @@ TABLE = {
         "Found": ("Up", "CancelTimer DaemonStarted Settled"),
         "found same": ("Up", "CancelTimer DaemonStarted Settled"),
         "Absent": ("Awaiting", ""),
+        "Unseen": ("Awaiting", ""),
         "absent left": ("Awaiting", ""),
         "NotNamed": ("Stopping", "DaemonNotReady Signal SetTimer"),
     },
@@ -206,6 +212,7 @@ TABLE = {
         "Found": ("Up", "CancelTimer DaemonMoved Settled"),
         "found same": ("Up", "CancelTimer Settled"),
         "Absent": ("Awaiting", ""),
+        "Unseen": ("Awaiting", ""),
         "absent left": ("Awaiting", ""),
         "NotNamed": ("Stopping", "DaemonNotReady Signal SetTimer"),
         "Reaped": ("Awaiting", "Look"),
@@ -220,6 +227,7 @@ TABLE = {
         "PidfileTouched": LOOKED,
         "Found": ("Up", "DaemonMoved"),
         "Absent": ("Up", "DaemonDoubted"),
+        "Unseen": ("Up", "DaemonDoubted"),
         "absent left": ("Up", "DaemonDoubted"),
         "NotNamed": ("Up", "DaemonDoubted"),
     },
@@ -918,3 +926,17 @@ def test_down_hears_of_nothing():
     play(*late)
     assert play.state == before
     assert play.count(Leave) == 1
+
+
+def test_what_cannot_be_looked_at_is_not_started():
+    """It may well run: a second one would be started."""
+    play = Play()(Start())(Unseen(RUN, "the pidfile /p could not be looked at: EMFILE"))
+    assert play.kind is Backoff
+    assert notes(play.done) == [
+        DaemonFinding("db", "the pidfile /p could not be looked at: EMFILE", SECOND)
+    ]
+    assert not play.count(Spawn)
+    play(Timer(RUN), after=SECOND)
+    assert play.kind is Looking
+    play(Unseen(play.run, "f"))
+    assert only(play.done, SetTimer).at == play.now + 2 * SECOND
