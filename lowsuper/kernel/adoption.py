@@ -126,6 +126,8 @@ class Governor:
         self._identities: Mapping[str, Identity] = {}
         self._search: tuple[str, ...] = ()
         self._instance = ""
+        helper = os.stat(spawn.HELPER)
+        self._helper = (helper.st_dev, helper.st_ino)
 
     # Configuration.
 
@@ -326,7 +328,6 @@ class Governor:
             directory = os.path.abspath(spec.chdir or ".")
             ward.program = inspect.look_up_program(spec.command, self._search, directory)
         identity = self._identities.get(spec.name)
-        helper = os.stat(spawn.HELPER)
         return Claim(
             reading,
             os.getpid(),
@@ -334,7 +335,7 @@ class Governor:
             other,
             program=None if isinstance(ward.program, bool) else ward.program,
             owners=(os.geteuid(), *(() if identity is None else (identity.uid,))),
-            helpers=((helper.st_dev, helper.st_ino),),
+            helpers=(self._helper,),
             has_init=spec.ns_pid and spec.ns_init,
         )
 
@@ -345,8 +346,9 @@ class Governor:
         if ward.life is None:
             leaves = self._territory.open_leaves(ward.spec.name, ward.record)
             first = find_first(leaves) if ward.spec.daemonize else 0
-            if leaves or self._territory.find_keeper(ward.record):
-                self._begin(ward, leaves)
+            keeper = -1 if leaves else self._territory.open_keeper(ward.record)
+            if leaves or keeper >= 0:
+                self._begin(ward, leaves, keeper)
             opened = inspect.open_process(first) if first else None
             if opened is not None:
                 # The master was killed before it came to write the pidfile, or the file is gone.
@@ -360,16 +362,23 @@ class Governor:
         found = opened[1]
         if ward.life is None:
             leaves = self._territory.leaves_of(ward.spec.name, ward.record, found)
-            self._begin(ward, leaves)
+            self._begin(ward, leaves, -1 if leaves else self._territory.open_keeper(ward.record))
         assert ward.life is not None
         if ward.spec.daemonize:
             ward.written = found.id.pid
             if decision.finding:
-                write_pidfile(ward.path, found.id.pid)
+                self._rewrite(ward)
         why = decision.why
         if decision.finding and decision.finding not in why:
             why = f"{why}, though {decision.finding}"
         return self._accept(ward, ward.life, opened, why)
+
+    def _rewrite(self, ward: Ward) -> None:
+        """Write the pidfile of a daemon that runs and is not named by it."""
+        try:
+            write_pidfile(ward.path, ward.written)
+        except KernelError as error:
+            self._say(f"{ward.spec.name}: the pidfile {ward.path} cannot be written: {error}")
 
     def _accept(self, ward: Ward, life: SmartLife, opened: Opened, why: str) -> Found:
         """Watch the process and record it."""
@@ -384,11 +393,13 @@ class Governor:
         born = inspect.born_at(found.id.start)
         return Found(ward.run, found.id.pid, found.uid, found.gid, life.rung, born, why)
 
-    def _begin(self, ward: Ward, leaves: list[Leaf]) -> None:
-        """Begin a life of what was found: in these leaves, or with a keeper, or in no domain."""
+    def _begin(self, ward: Ward, leaves: list[Leaf], keeper: int) -> None:
+        """Begin a life of what was found, in these leaves, or with this keeper, or in no domain.
+
+        Leaves and pidfd become the life's.
+        """
         life = ward.life = self._begin_life(ward.spec, ward.run)
         ward.survives = True
-        keeper = -1 if leaves else self._territory.open_keeper(ward.record)
         before = ward.record or Recorded(ward.path, "")
         if leaves:
             life.adopt(LeafDomain(self._loop, leaves, life.on_domain))
