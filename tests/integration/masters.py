@@ -266,6 +266,7 @@ class Masters:
         self._survive = False
         self._last_wishes: list[Callable[[], None]] = []
         self.checks_leftovers = True
+        self.patience = 10.0  # seconds that what is left at the end may take to go
 
     def allow_survivors(self, last_wish: Callable[[], None] | None = None) -> None:
         """Let daemons outlive their masters until the end of the test, where they are killed.
@@ -366,10 +367,10 @@ class Masters:
         dumb = set().union(*(members_of(path / "dumb") for path in self.cgroups()))
         for pid in dumb:
             try:
-                wait_gone(pid, 10)
+                wait_gone(pid, self.patience)
             except AssertionError as error:
                 problems.append(f"outlives its master: {error}")
-        end = time.monotonic() + 10
+        end = time.monotonic() + self.patience
         while pids := self.survivors():
             kill_all(pids)
             if time.monotonic() >= end:
@@ -384,14 +385,14 @@ class Masters:
         problems = self._end_survivors() if self._survive else []
         for master in self._masters:
             try:
-                master.wait_family_gone(10)
+                master.wait_family_gone(self.patience)
             except AssertionError as error:
                 problems.append(str(error))
                 kill_all(master.family())
-        problems += wait_children(self._before)
+        problems += wait_children(self._before, self.patience)
         if self._survive:
             for path in self.cgroups():
-                remove_cgroup(path, 10)
+                remove_cgroup(path, self.patience)
         if self.checks_leftovers:
             problems += [f"cgroup {path} is left" for path in self.cgroups()]
         for path in self.cgroups():

@@ -2,12 +2,15 @@
 
 import os
 import subprocess
+from zlib import crc32
 
 import pytest
 from leftovers import Snapshot, is_abandoned
 from masters import (
+    Masters,
     find_program,
     has_cgroups,
+    is_alive,
     kill_all,
     need,
     needs_root,
@@ -76,7 +79,48 @@ def test_cgroup_is_found(snapshot):
     path.mkdir()
     try:
         assert is_abandoned(path)
-        assert f"cgroup {path}" in snapshot.compare()
+        assert f"cgroup {path}" in snapshot.compare(patience=0.1)
     finally:
         path.rmdir()
     assert not is_abandoned(path)
+
+
+@pytest.fixture
+def survived(tmp_path):
+    """Return masters that allow survivors, and what starts one in a leaf of their cgroup."""
+    need(has_cgroups(), "cgroup v2 that can be written")
+    native.set_child_subreaper()
+    found = Masters(tmp_path)
+    found.allow_survivors()
+    config = found.write("")
+
+    def start(leaf):
+        path = own_cgroup() / f"lowsuper-test-{crc32(os.fsencode(config)):08x}" / leaf
+        path.mkdir(parents=True)
+        script = 'echo 0 >"$0"/cgroup.procs; env -i setsid sleep 1000 >/dev/null 2>&1 & echo $!'
+        shell = subprocess.run(
+            ["sh", "-c", script, path], capture_output=True, check=True, text=True
+        )
+        return int(shell.stdout)
+
+    yield found, start
+    native.set_child_subreaper(False)
+
+
+def test_survivor_that_was_allowed_is_ended_with_the_test(survived):
+    masters, start = survived
+    pid = start("smart/a.1")
+    assert masters.survivors() == {pid}
+    masters.close()
+    assert not is_alive(pid)
+    assert not masters.cgroups()
+
+
+def test_survivor_that_should_have_died_is_found_all_the_same(survived):
+    masters, start = survived
+    pid = start("dumb/a.1")
+    masters.patience = 0.1
+    with pytest.raises(AssertionError, match=f"outlives its master: process {pid} "):
+        masters.close()
+    assert not is_alive(pid)
+    assert not masters.cgroups()
