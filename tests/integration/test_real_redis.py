@@ -1,9 +1,10 @@
-"""redis-server as a dumb daemon, by its own protocol on a socket of its own."""
+"""redis-server, dumb and smart, by its own protocol on a socket of its own."""
 
 import signal
 
 import pytest
 from masters import find_program, is_alive, needs_root, send, status_of
+from real_programs import go_through_all
 from test_real_memcached import connect
 
 
@@ -116,3 +117,28 @@ def test_redis_and_memcached_as_other_users_together(open_masters, redis):
     connect(f"{directory}/mc.sock").close()
     assert master.stop() == 0
     assert not master.family()
+
+
+def test_smart_redis_lives_through_it_all(masters, redis):
+    """With `daemonize yes` it puts itself into the background."""
+    masters.allow_survivors()
+    directory = masters.directory
+    pidfile = directory / "redis.pid"
+
+    def work():
+        with Client(f"{directory}/redis.sock") as client:
+            before = int(client.ask("GET", "number") or 0)
+            assert client.ask("INCR", "number") == f":{before + 1}"
+            numbers.append(before)
+
+    numbers = []
+    go_through_all(
+        masters,
+        f"smart-attach-daemon = {pidfile} {redis(directory)} --daemonize yes"
+        f" --pidfile {pidfile} --logfile {directory}/redis.log\n",
+        name="redis-server",
+        pidfile=pidfile,
+        work=work,
+    )
+    # The same one all the time, until it was killed.
+    assert numbers == [*range(len(numbers) - 1), 0]

@@ -1,0 +1,73 @@
+"""A celery worker as a smart daemon: it stays in the foreground and writes its pidfile itself.
+
+Its queue is a directory: a broker in memory could not be reached from another process.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+from masters import wait_text
+from real_programs import go_through_all
+
+TASKS = """\
+import os
+import pathlib
+
+import celery
+
+HERE = pathlib.Path(__file__).parent
+app = celery.Celery("tasks", broker="filesystem://")
+app.conf.broker_transport_options = {
+    "data_folder_in": str(HERE / "queue"),
+    "data_folder_out": str(HERE / "queue"),
+    "control_folder": str(HERE / "control"),
+}
+
+
+@app.task
+def write(path):
+    pathlib.Path(path).write_text(f"{os.getpid()} {os.getppid()}\\n")
+"""
+
+
+@pytest.fixture
+def celery():
+    path = os.path.join(os.path.dirname(sys.executable), "celery")
+    assert os.path.exists(path), "celery is not installed: pip install .[test]"
+    return path
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork --concurrency 1"])
+def test_celery_runs_tasks_before_and_after_its_master_is_replaced(masters, celery, pool):
+    masters.allow_survivors()
+    directory = masters.directory
+    (directory / "tasks.py").write_text(TASKS)
+    for name in ("queue", "control"):
+        (directory / name).mkdir()
+    pidfile = directory / "celery.pid"
+    numbers = itertools.count()
+
+    def work():
+        """Put a task into the queue and wait until the worker has done it."""
+        result = directory / f"result-{next(numbers)}"
+        subprocess.run(
+            [celery, "-A", "tasks", "call", "tasks.write", "--args", f'["{result}"]'],
+            cwd=directory,
+            check=True,
+            capture_output=True,
+        )
+        who = wait_text(result, r"^(\d+) (\d+)$")
+        assert pidfile.read_text().strip() in who.groups()
+
+    go_through_all(
+        masters,
+        f"chdir = {directory}\n"
+        f"smart-attach-daemon = {pidfile} {celery} -A tasks worker --pidfile={pidfile}"
+        f" --pool {pool}\n",
+        name="celery",
+        pidfile=pidfile,
+        work=work,
+    )

@@ -1,0 +1,104 @@
+"""delayed_job as a smart daemon: a Ruby script that puts itself into the background.
+
+It overwrites its command line, so that only lowsuper's record tells what it is.
+"""
+
+import itertools
+import os
+import subprocess
+
+import pytest
+from masters import find_program, wait_text
+from real_programs import go_through_all
+
+SCRIPT = """\
+#!/usr/bin/env ruby
+# What a Rails application has as script/delayed_job, without Rails.
+require File.expand_path("../environment", __dir__)
+require "delayed/command"
+Delayed::Command.new(ARGV).daemonize
+"""
+
+ENVIRONMENT = """\
+require "active_record"
+require "delayed_job_active_record"
+require "logger"
+
+ActiveRecord::Base.configurations = {
+  "production" => {
+    "adapter" => "sqlite3", "database" => "#{__dir__}/jobs.sqlite3", "timeout" => 5000,
+  },
+}
+ActiveRecord::Base.establish_connection(:production)
+ActiveRecord::Migration.verbose = false
+unless ActiveRecord::Base.connection.table_exists?(:delayed_jobs)
+  ActiveRecord::Schema.define do
+    create_table :delayed_jobs do |table|
+      table.integer :priority, default: 0, null: false
+      table.integer :attempts, default: 0, null: false
+      table.text :handler, null: false
+      table.text :last_error
+      table.datetime :run_at, :locked_at, :failed_at
+      table.string :locked_by, :queue
+      table.timestamps null: true
+    end
+  end
+end
+Delayed::Worker.sleep_delay = 0.1
+
+Note = Struct.new(:path) do
+  def perform
+    File.write(path, "#{Process.pid}\\n")
+  end
+end
+"""
+
+
+@pytest.fixture
+def application(masters):
+    """Return the directory of an application with a script/delayed_job and a database."""
+    find_program("ruby")
+    masters.allow_survivors()
+    directory = masters.directory
+    for name in ("script", "log"):
+        (directory / name).mkdir()
+    (directory / "environment.rb").write_text(ENVIRONMENT)
+    script = directory / "script" / "delayed_job"
+    script.write_text(SCRIPT)
+    script.chmod(0o755)
+    run_ruby(directory, "")  # makes the database
+    return directory
+
+
+def run_ruby(directory, text):
+    subprocess.run(
+        ["ruby", "-r", "./environment", "-e", text],
+        cwd=directory,
+        env={**os.environ, "RAILS_ENV": "production"},
+        check=True,
+    )
+
+
+def test_delayed_job_runs_jobs_before_and_after_its_master_is_replaced(masters, application):
+    """The example of uWSGI's documentation, but for the directory."""
+    pidfile = application / "tmp" / "pids" / "delayed_job.pid"
+    numbers = itertools.count()
+
+    def work():
+        """Put a job into the database and wait until the worker has done it."""
+        result = application / f"result-{next(numbers)}"
+        run_ruby(application, f"Delayed::Job.enqueue(Note.new({str(result)!r}))")
+        assert wait_text(result, r"^(\d+)$")[1] == pidfile.read_text().strip()
+
+    go_through_all(
+        masters,
+        "env = RAILS_ENV=production\n"
+        "rbrequire = bundler/setup\n"
+        "rack = config.ru\n"
+        f"chdir = {application}\n"
+        "smart-attach-daemon = %(chdir)/tmp/pids/delayed_job.pid"
+        " %(chdir)/script/delayed_job start\n",
+        name="delayed_job",
+        pidfile=pidfile,
+        work=work,
+    )
