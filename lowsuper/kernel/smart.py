@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.life import Life
     from lowsuper.kernel.loop import Loop
+    from lowsuper.model import DaemonSpec
     from lowsuper.units import Ns, RunId
 
     class Domain(Protocol):
@@ -47,8 +48,20 @@ if TYPE_CHECKING:
 SIGKILL, SIGTERM, SIGQUIT = 9, 15, 3
 NOBODY = ProcessId(0, 0)
 REAP_PATIENCE: Ns = 2 * SECOND  # for a parent that is not us to reap...
-START_PATIENCE: Ns = SECOND // 10  # ...and how long a next start may have to wait for that
+START_PATIENCE: Ns = SECOND // 10  # ...and how long a next start may wait for that
 KEEPER_PATIENCE: Ns = SECOND // 10  # for a keeper to end after the last of its domain
+
+
+def find_patience(spec: DaemonSpec) -> Ns:
+    """Return how long the news of the end of a daemon may wait for its parent to reap it.
+
+    Where the exit status decides what the master ends with, long. A program that finds its own
+    pidfile, and a zombie of that number, does not start (celery, PostgreSQL): an init that is
+    worth its name reaps at once, so a moment. No daemon looks for what lowsuper writes.
+    """
+    if spec.control:
+        return REAP_PATIENCE
+    return 0 if spec.daemonize else START_PATIENCE
 
 
 class LeafDomain:
@@ -124,7 +137,7 @@ class SmartLife:
         "_ended",
         "_launch",
         "_loop",
-        "_patient",
+        "_patience",
         "_pidfd",
         "_post",
         "_reaping",
@@ -143,7 +156,7 @@ class SmartLife:
         run: RunId,
         *,
         post: Callable[[DaemonEvent], None],
-        patient: bool,
+        patience: Ns,
     ) -> None:
         """Begin with nothing; `launched`, `adopt` and `follow` say what there is.
 
@@ -152,9 +165,15 @@ class SmartLife:
             name: of the daemon.
             run: of the daemon.
             post: takes the events.
-            patient: the exit status matters so much that the news may wait long for it.
+            patience: how long the news of its end may wait until its parent has reaped it.
         """
-        self._loop, self.name, self.run, self._post, self._patient = loop, name, run, post, patient
+        self._loop, self.name, self.run, self._post, self._patience = (
+            loop,
+            name,
+            run,
+            post,
+            patience,
+        )
         self._launch: Life | None = None
         self._domain: Domain | None = None
         self.identity = NOBODY  # of the named process
@@ -281,12 +300,10 @@ class SmartLife:
             # It reaps the process first and ends itself right after if that was the last one.
             at = self._loop.now() + KEEPER_PATIENCE
             self._loop.set_timer(f"{self.name} keeper", at, self._on_keeper_time)
-        elif status is None and process.tells_status(self._pidfd):
-            # A program that finds its own pidfile, and a zombie of that number, does not start
-            # (celery, PostgreSQL). An init that is worth its name reaps at once.
+        elif status is None and self._patience and process.tells_status(self._pidfd):
             self._reaping = True
-            patience, ended = REAP_PATIENCE if self._patient else START_PATIENCE, self.identity
-            self._report(patience, lambda status: self._on_reaped(ended, status))
+            ended = self.identity
+            self._report(self._patience, lambda status: self._on_reaped(ended, status))
         else:
             self._tell_end(status)
 
@@ -312,7 +329,8 @@ class SmartLife:
         left = self._is_left()
         self.over = not left
         self._post(Exited(self.run, status, left))
-        if status is None and not self._patient and process.tells_status(self._pidfd):
+        is_late = status is None and self._patience < REAP_PATIENCE
+        if is_late and process.tells_status(self._pidfd):
             pid = self.pid
             self._report(REAP_PATIENCE, lambda status: self._tell_status(pid, status))
 

@@ -280,7 +280,7 @@ class World:
 
     def _begin_smart(self, spec: DaemonSpec, run: RunId) -> SmartLife:
         """Return an empty life of a smart daemon, which is among the lives from now on."""
-        from lowsuper.kernel.smart import SmartLife
+        from lowsuper.kernel.smart import SmartLife, find_patience
 
         name = spec.name
 
@@ -294,7 +294,7 @@ class World:
         before = self._lives.get(name)
         if before is not None:
             self._over.append(before)
-        life = SmartLife(self._loop, name, run, post=post, patient=spec.control)
+        life = SmartLife(self._loop, name, run, post=post, patience=find_patience(spec))
         self._lives[name] = life
         return life
 
