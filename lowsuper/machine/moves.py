@@ -169,11 +169,17 @@ def die(
     status: int | None,
     left: bool,
     now: Ns,
+    seen: bool = True,
 ) -> Result:
-    """The daemon's own process ended without being asked; a smart one was looked for just now."""
+    """The daemon's own process ended without being asked.
+
+    A smart one was looked for just now; unless it was `seen` that no other took its place, that
+    is to be done again before the next start.
+    """
     age = max(0, now - born)
     spawns = count_spawns(spawns, age)
-    pause = None if spec.control else pause_before_start(spawns, age, spec.max_throttle)
+    quick = age if seen else 0
+    pause = None if spec.control else pause_before_start(spawns, quick, spec.max_throttle)
     note = Say(DaemonDied(spec.name, pid, status, age, left, pause, spec.control))
     if left:
         stopping, actions = end_rest(

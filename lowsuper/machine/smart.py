@@ -198,7 +198,8 @@ def _awaiting(  # noqa: C901, PLR0912
         case Found() if event.run == state.run:
             return _named(spec, state, event, now)
         case Absent() | Unseen() if event.run == state.run:
-            return _unnamed(spec, state.replace(finding=event.finding), now)
+            seen = isinstance(event, Absent)
+            return _unnamed(spec, state.replace(finding=event.finding), now, seen=seen)
         case NotNamed() if event.run == state.run:
             return _give_up(spec, state.replace(finding=event.finding), now)
         case Exited() if event.run == state.run and not state.gone:
@@ -264,11 +265,11 @@ def _named(spec: DaemonSpec, state: Awaiting, event: Found, now: Ns) -> Result:
     return up, (CancelTimer(), Say(started), settled)
 
 
-def _unnamed(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
-    """The pidfile names nobody who is believed: wait, or give the run up."""
-    if state.lost and (state.empty or state.status):
+def _unnamed(spec: DaemonSpec, state: Awaiting, now: Ns, *, seen: bool) -> Result:
+    """The pidfile names nobody who is believed, as far as it was seen: wait, or give the run up."""
+    if state.lost and (state.empty or (state.status and seen)):
         # A process that failed has not put another in its place.
-        return _lost_for_good(spec, state, now)
+        return _lost_for_good(spec, state, now, seen=seen)
     if state.empty or state.last:
         return _give_up(spec, state, now)
     if state.told or not state.lost:
@@ -277,7 +278,7 @@ def _unnamed(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
     return state.replace(told=True), (SetTimer(state.run, state.deadline), Say(note))
 
 
-def _lost_for_good(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
+def _lost_for_good(spec: DaemonSpec, state: Awaiting, now: Ns, *, seen: bool) -> Result:
     after, actions = die(
         spec,
         state.run,
@@ -287,6 +288,7 @@ def _lost_for_good(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
         status=state.status,
         left=not state.empty,
         now=now,
+        seen=seen,
     )
     # Every state but Up and Down that may follow sets a timer of its own.
     return after, actions

@@ -928,6 +928,32 @@ def test_down_hears_of_nothing():
     assert play.count(Leave) == 1
 
 
+def test_end_when_it_cannot_be_looked_at_waits_and_looks_again():
+    """Another may have taken its place."""
+    play = up().exited(9)(Unseen(RUN, FINDING))
+    assert play.state == Backoff(RUN, 0, play.now + SECOND)
+    assert notes(play.done) == [DaemonDied("db", 77, 9, 60 * SECOND, False, SECOND, False)]
+    play(Timer(RUN), after=SECOND)
+    assert play.state == Looking(RUN + 1, 0)
+
+
+@pytest.mark.parametrize("status", [0, 9, None])
+def test_end_when_it_cannot_be_looked_at_keeps_the_rest_until_it_can(status):
+    """The rest may be what took its place."""
+    play = up().exited(status, left=True)(Unseen(RUN, FINDING))
+    assert notes(play.done) == [DaemonAwaited("db", 77, status, FINDING, FREQ)]
+    assert not play.count(Signal)
+    play(PidfileTouched()).found(78)
+    assert (play.kind, play.state.pid) == (Up, 78)
+
+
+def test_end_when_it_cannot_be_looked_at_until_the_deadline_ends_the_rest():
+    play = up().exited(9, left=True)(Unseen(RUN, FINDING))(Timer(RUN), after=FREQ)
+    play(Unseen(RUN, FINDING))
+    assert only(play.done, Signal) == Signal(RUN, 2)
+    assert play.kind == Stopping
+
+
 def test_what_cannot_be_looked_at_is_not_started():
     """It may well run: a second one would be started."""
     play = Play()(Start())(Unseen(RUN, "the pidfile /p could not be looked at: EMFILE"))
