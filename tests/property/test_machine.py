@@ -44,6 +44,7 @@ from lowsuper.events import (
     Timer,
     Touched,
     Unname,
+    Unseen,
     WentDown,
 )
 from lowsuper.machine import (
@@ -104,6 +105,7 @@ SMART_EVENTS = st.one_of(
         Absent, run=RUNS, finding=st.sampled_from("fg"), left=st.booleans(), telling=st.booleans()
     ),
     st.builds(NotNamed, run=RUNS, finding=st.just("f")),
+    st.builds(Unseen, run=RUNS, finding=st.just("f")),
     st.builds(HeldBy, run=RUNS, holder=st.just("h")),
     st.builds(Freed, RUNS),
     st.builds(Reaped, run=RUNS, status=STATUSES),

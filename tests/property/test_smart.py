@@ -42,6 +42,7 @@ from lowsuper.events import (
     Timer,
     Touched,
     Unname,
+    Unseen,
     WentDown,
 )
 from lowsuper.machine import (
@@ -88,7 +89,8 @@ class SmartMachine(RuleBasedStateMachine):
         self.serial = 0
         self.live: dict[int, int] = {}  # the daemon's processes, and when they began
         self.file = 0  # what the pidfile holds; 0: nothing that is a number
-        self.writable = True
+        self.writable, self.blind = True, False
+        self.absent = False  # the last Look saw that it does not run
         self.holder = False  # another master has the lock
         self.governed = False  # from the first Look to Leave
         self.waits_for_lock = False
@@ -120,7 +122,7 @@ class SmartMachine(RuleBasedStateMachine):
 
     def perform(self, action, before, event, answers):  # noqa: C901
         if isinstance(action, Signal | KillDomain | Unname | Leave | Name | Spawn):
-            held = isinstance(action, Leave) and self.waits_for_lock
+            held = isinstance(action, Leave) and isinstance(before, Looking | Backoff)
             assert self.governed or held, "not ours any more, or not yet"
         match action:
             case Look(run=run):
@@ -169,6 +171,9 @@ class SmartMachine(RuleBasedStateMachine):
                 pass
 
     def look(self, run):
+        self.absent = False
+        if self.blind:
+            return Unseen(run, "f")
         if not self.governed:
             if self.holder:
                 self.waits_for_lock = True
@@ -183,6 +188,7 @@ class SmartMachine(RuleBasedStateMachine):
         elif isinstance(self.state, Looking) and self.watched in self.live:
             pid = self.watched  # as recorded
         if not pid:
+            self.absent = True
             return Absent(run, f"{self.file}", left=bool(self.live), telling=self.file != 0)
         if pid != self.watched or isinstance(self.state, Looking):
             self.watched, self.ended = pid, False
@@ -198,6 +204,8 @@ class SmartMachine(RuleBasedStateMachine):
         return Found(run, pid, 0, 0, "x", self.now, "w")
 
     def spawn(self, run):
+        assert self.absent, "unseen"
+        self.absent = False
         assert run == self.state.run
         assert not self.live, "beside another"
         if self.asked < self.born:
@@ -327,9 +335,9 @@ class SmartMachine(RuleBasedStateMachine):
         if not holder and self.waits_for_lock:
             self.send(Freed(self.state.run))
 
-    @rule(writable=st.booleans())
-    def remount(self, writable):
-        self.writable = writable
+    @rule(writable=st.booleans(), blind=st.sampled_from([False, False, True]))
+    def remount(self, writable, blind):
+        self.writable, self.blind = writable, blind
 
     @precondition(lambda self: not isinstance(self.state, Down))
     @rule(time=st.sampled_from([0, 1, SECOND, FREQ, 4 * SECOND, 31 * SECOND]))
@@ -415,7 +423,11 @@ class SmartMachine(RuleBasedStateMachine):
     @invariant()
     def whoever_is_not_down_governs_or_waits_for_the_lock(self):
         if hasattr(self, "state"):
-            assert (self.governed or self.waits_for_lock) == (not isinstance(self.state, Down))
+            held = self.governed or self.waits_for_lock
+            if isinstance(self.state, Down):
+                assert not held
+            else:
+                assert held or isinstance(self.state, Backoff)
 
     def teardown(self):
         """Played again from the beginning, the trace leads to the same state."""

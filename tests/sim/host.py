@@ -24,6 +24,7 @@ from lowsuper.events import (
     PidfileTouched,
     Reaped,
     SpawnFailed,
+    Unseen,
 )
 from lowsuper.machine import Down, Stopping
 from lowsuper.machine.states import AGAIN, CRASHED, UNREADY
@@ -106,6 +107,7 @@ class Host:
         self.locks: dict[str, object] = {}
         self.waiters: dict[str, list] = {}
         self.writable = True
+        self.blind = False  # looking at a pidfile fails now and then
         self.launches: dict[str, int] = {}
         self._heap: list[tuple[int, int, object]] = []
         self._serial = count()
@@ -305,6 +307,7 @@ class Governor:
         self.world, self.host = world, host
         self.lives: dict[str, Life] = {}
         self.waiting: dict[str, tuple[str, int]] = {}  # for the lock of a path: name and run
+        self.absent: dict[str, int] = {}  # when a daemon was seen not to run
 
     def life_of(self, name: str, run: int) -> Life | None:
         life = self.lives.get(name)
@@ -359,6 +362,8 @@ class Governor:
         self.world.rule(
             host.locks.get(path) is self.world, f"{spec.name} is started without a lock"
         )
+        seen = self.absent.get(path) == host.time
+        self.world.rule(seen, f"{spec.name}.{run} is started without a look")
         beside = host.living(path, ours=True)
         self.world.rule(not beside, f"{spec.name}.{run} is started beside {beside}")
         if program.clone_errno:
@@ -390,8 +395,11 @@ class Governor:
             self.host.at(0, self.post, life, ok)
             self.host.execute(process)
 
-    def look(self, spec, run: int) -> Found | Absent | HeldBy:
+    def look(self, spec, run: int) -> Found | Absent | Unseen | HeldBy:
         host, path = self.host, spec.pidfile
+        self.absent.pop(path, None)
+        if host.blind and host.random.random() < 0.4:
+            return Unseen(run, f"the pidfile {path} could not be looked at")
         if host.locks.get(path, self.world) is not self.world:
             self.waiting[path] = (spec.name, run)
             waiters = host.waiters.setdefault(path, [])
@@ -409,6 +417,7 @@ class Governor:
                 life = Life(spec.name, run, path, leaf, spec, told=True, outcome=True)
                 self.lives[spec.name] = life
             left = life is not None and self.left(life)
+            self.absent[path] = host.time
             return Absent(run, finding, left, number is not None)
         if life is not None and life.named == chosen.pid and finding:
             return Absent(run, finding, left=True, telling=True)

@@ -150,6 +150,7 @@ class History:
             (self.start_by_hand, name),
             (self.start_master,),
             (self.remount,),
+            (self.blind,),
             (self.write, path, None),
             (self.write, path, source.choice([0, 1, STRANGER, DEAD])),
             (self.write, path, swapped),
@@ -177,6 +178,9 @@ class History:
 
     def remount(self):
         self.host.writable = not self.host.writable
+
+    def blind(self):
+        self.host.blind = not self.host.blind
 
     def write(self, path, number):
         """Remove, garble or swap a pidfile."""
@@ -217,7 +221,7 @@ class History:
         for spec in self.spec.daemons:
             if spec.daemonize:
                 self.scripts[spec.name][:] = [Program(writes="never")]
-        self.host.writable = True
+        self.host.writable, self.host.blind = True, False
         self.host.run(60 * SECOND)
         for process in self.host.processes.values():  # what is there has no surprises any more
             if process.alive and process.program.lives is not None:
