@@ -137,6 +137,8 @@ class Life:
         if status is None:
             return
         self._child_gone = True
+        # It would be reported at every turn of the loop for as long as the rest of it lives.
+        self._loop.unwatch(self._child.pidfd)
         if self._child.channel_fd >= 0:
             self.on_channel()
             self._loop.unwatch(self._child.channel_fd)
