@@ -126,6 +126,7 @@ class Governor:
         self._identities: Mapping[str, Identity] = {}
         self._search: tuple[str, ...] = ()
         self._instance = ""
+        self._smart: tuple[DaemonSpec, ...] = ()
         helper = os.stat(spawn.HELPER)
         self._helper = (helper.st_dev, helper.st_ino)
 
@@ -142,6 +143,7 @@ class Governor:
             search: the directories of PATH.
         """
         self._identities, self._search, self._instance = identities, search, spec.name
+        self._smart = tuple(daemon for daemon in spec.daemons if daemon.pidfile is not None)
 
     def open(self, spec: MasterSpec) -> None:
         """Open the directory of records.
@@ -324,20 +326,56 @@ class Governor:
             in_domain, other = True, ""
         else:
             in_domain, other = self._territory.place(spec.name, ward.record, named[1])
+        if not in_domain and not other:
+            other = self._find_other(spec, named[1])
         if not in_domain and isinstance(ward.program, bool):
             directory = os.path.abspath(spec.chdir or ".")
             ward.program = inspect.look_up_program(spec.command, self._search, directory)
         identity = self._identities.get(spec.name)
+        # Who may write the file of a daemon says which of its own processes is watched, but not
+        # which of another user's.
+        users = () if identity is None or not in_domain else (identity.uid,)
         return Claim(
             reading,
             os.getpid(),
             in_domain,
             other,
             program=None if isinstance(ward.program, bool) else ward.program,
-            owners=(os.geteuid(), *(() if identity is None else (identity.uid,))),
+            owners=(os.geteuid(), *users),
             helpers=(self._helper,),
             has_init=spec.ns_pid and spec.ns_init,
         )
+
+    def _find_other(self, spec: DaemonSpec, process: Process) -> str:
+        """Return which other daemon of this master a process is, in words; "": none is known.
+
+        The path of its cgroup has not told. A process of ours that keeps a domain is told by the
+        daemon's record, or is our child.
+        """
+        assert self._store is not None, "opened with the configuration"
+        pid = process.id.pid
+        for other in self._smart:
+            if other.name == spec.name:
+                continue
+            ward = self._wards.get(other.name)
+            if ward is not None and ward.lock is not None:
+                record = ward.record
+            else:  # it is looked at later, or another master governs it
+                record = self._store.load(os.path.abspath(other.pidfile or ""))[0]
+            keeper = self._territory.find_keeper(record)
+            if keeper and (keeper == pid or inspect.is_below(pid, keeper)):
+                return other.name
+            if record is not None and matches(record, process, records.boot_id()):
+                return other.name
+        above = inspect.parent_of(pid)
+        while above > 1 and above not in self._children:
+            above = inspect.parent_of(above)
+        opened = inspect.open_process(above) if above > 1 else None
+        if opened is None:
+            return ""
+        os.close(opened[0])
+        is_kept = opened[1].exe_id == self._helper and inspect.is_below(pid, above)
+        return "another daemon of this master" if is_kept else ""
 
     # What comes of it.
 

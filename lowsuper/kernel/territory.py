@@ -83,7 +83,8 @@ class Territory:
         if record is not None and keeper:
             # The init of a pid namespace may be the daemon itself (ns_init = false).
             is_init = keeper == process.id.pid and record.main == record.keeper
-            return is_init or inspect.is_below(process.id.pid, keeper), ""
+            if is_init or inspect.is_below(process.id.pid, keeper):
+                return True, ""
         path = cgroup.directory_of(inspect.cgroup_of(process.id.pid))
         is_recorded = record is not None and record.leaf and _is_in(path, record.leaf)
         if is_recorded and cgroup.is_ours(path):
