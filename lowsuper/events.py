@@ -25,7 +25,12 @@ class Stop(Record):
 
 
 class Reload(Record):
-    """It shall be stopped with its reload signal; the master starts its next instance."""
+    """It shall be stopped with its reload signal; the master starts its next instance.
+
+    A smart daemon is let go of instead, as the next instance takes it over.
+    """
+
+    changes: bool = False  # the next instance is governed by another pidfile, or by none
 
 
 class Kill(Record):

@@ -29,6 +29,7 @@ from lowsuper.events import (
     LoadRefused,
     Look,
     Name,
+    Reload,
     ReopenLogs,
     RunHook,
     Say,
@@ -269,7 +270,9 @@ class Supervisor:
                     self._daemons[name].spec = self._wanted[name]
                 self._inner.append((name, event))
             case TellAll(event=event):
-                self._inner.extend((name, event) for name in reversed(self._daemons))
+                self._inner.extend(
+                    (name, self._complete(name, event)) for name in reversed(self._daemons)
+                )
             case Forget(name=name):
                 del self._daemons[name], self._states[name]
             case RunHook(index=index):
@@ -284,6 +287,13 @@ class Supervisor:
                 effects.say_stats(self._states)
             case _:
                 self._perform_process(action)
+
+    def _complete(self, name: str, event: DaemonEvent) -> DaemonEvent:
+        """Tell a Reload what becomes of the daemon's pidfile."""
+        wanted = self._wanted.get(name)
+        if not isinstance(event, Reload) or wanted is None:
+            return event
+        return Reload(changes=wanted.pidfile != self._daemons[name].spec.pidfile)
 
     def _perform_process(
         self,

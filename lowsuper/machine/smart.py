@@ -59,7 +59,13 @@ from lowsuper.machine.moves import (
 )
 from lowsuper.machine.states import (
     AGAIN,
+    ASKING,
     CRASHED,
+    DOUBTED,
+    DOUBTING,
+    RELOADED,
+    SURE,
+    UNNAMED,
     UNREADY,
     Awaiting,
     Backoff,
@@ -67,15 +73,24 @@ from lowsuper.machine.states import (
     Starting,
     Up,
 )
+from lowsuper.units import SECOND
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lowsuper.events import DaemonEvent
+    from lowsuper.events import DaemonAction, DaemonEvent
     from lowsuper.machine.moves import Result
     from lowsuper.model import DaemonSpec
     from lowsuper.units import Ns
 
 SIGHUP = 1
+
+DOUBT = 2 * SECOND
+"""How long the pidfile of a daemon that runs may be wrong before it is mentioned: programs remove
+it when they are about to end."""
+
+SUCCESSION = SECOND
+"""How long the pidfile may take to name another one when the named process has failed: the old
+process of an upgrade that went wrong takes its place again."""
 
 
 def step(spec: DaemonSpec, state: Looking | Awaiting | Up, event: DaemonEvent, now: Ns) -> Result:
@@ -112,11 +127,12 @@ def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> R
             return held, (Say(note), *unsettle(state.first))
         case Freed() if event.run == state.run and state.held:
             return state, (Look(state.run),)
-        case Stop() | Reload() | Kill():
+        case Stop() | Reload():
             down, actions = go_down(spec, state.run)
             return down, (*unsettle(state.first), *actions)
         case (
             Start()
+            | Kill()
             | Touched()
             | Timer()
             | ExecOk()
@@ -220,12 +236,14 @@ def _awaiting(  # noqa: C901, PLR0912
             return after, (*unsettle(state.first), *actions)
         case Stop():
             return _leave(spec, state, "stop", None)
+        case Reload(changes=True):
+            after, actions = _end_for_next(spec, state, now)
+            return after, (*unsettle(state.first), *actions)
         case Reload():
             return _leave(spec, state, "reload", None)
-        case Kill():
-            return _leave(spec, state, "stop", None)
         case (
             Start()
+            | Kill()
             | Timer()
             | ExecOk()
             | SpawnFailed()
@@ -267,15 +285,21 @@ def _named(spec: DaemonSpec, state: Awaiting, event: Found, now: Ns) -> Result:
 
 def _unnamed(spec: DaemonSpec, state: Awaiting, now: Ns, *, seen: bool) -> Result:
     """The pidfile names nobody who is believed, as far as it was seen: wait, or give the run up."""
-    if state.lost and (state.empty or (state.status and seen)):
-        # A process that failed has not put another in its place.
+    has_failed = state.lost and bool(state.status) and seen
+    if state.lost and (state.empty or (has_failed and state.last)):
         return _lost_for_good(spec, state, now, seen=seen)
     if state.empty or state.last:
         return _give_up(spec, state, now)
-    if state.told or not state.lost:
+    if not state.lost:
         return state, ()
-    note = DaemonAwaited(spec.name, state.pid, state.status, state.finding, spec.freq)
-    return state.replace(told=True), (SetTimer(state.run, state.deadline), Say(note))
+    deadline = min(state.deadline, now + SUCCESSION) if has_failed else state.deadline
+    if state.told and deadline == state.deadline:
+        return state, ()
+    patience = max(0, deadline - now)
+    note = DaemonAwaited(spec.name, state.pid, state.status, state.finding, patience)
+    say = () if state.told else (Say(note),)
+    waiting = state.replace(told=True, deadline=deadline)
+    return waiting, (SetTimer(state.run, deadline), *say)
 
 
 def _lost_for_good(spec: DaemonSpec, state: Awaiting, now: Ns, *, seen: bool) -> Result:
@@ -330,49 +354,44 @@ def _give_up(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
     return after, (Say(note), *actions, *rest)
 
 
-def _up(  # noqa: C901
+def _up(  # noqa: C901, PLR0912
     spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns
 ) -> Result:
     """It runs."""
     match event:
         case Exited() if event.run == state.run:
-            lost = Awaiting(
-                state.run,
-                now,
-                now + spec.freq,
-                state.since,
-                state.spawns,
-                state.pid,
-                lost=True,
-                gone=True,
-                status=event.status,
-                empty=not event.left,
-            )
-            return lost, (Look(state.run),)
+            return _lost(spec, state, event, now)
         case Found() if event.run == state.run and event.pid != state.pid:
             moved = DaemonMoved(spec.name, state.pid, event.pid, event.why)
-            return state.replace(pid=event.pid, since=min(event.born, now)), (Say(moved),)
+            after, actions = _trust(state)
+            since = min(event.born, now)
+            return after.replace(pid=event.pid, since=since), (*actions, Say(moved))
+        case Found() if event.run == state.run and state.doubted in (DOUBTING, ASKING):
+            return _trust(state)
         case PidfileTouched():
             return state, (Look(state.run),)
         case Absent() if event.run == state.run:
-            name = (Name(state.run),) if spec.daemonize else ()
-            doubted, say = _doubt(spec, state, event.finding, 1)
-            return doubted, (*say, *name)
-        case NotNamed() | Unseen() if event.run == state.run:
-            return _doubt(spec, state, event.finding, 2)
+            return _doubt(spec, state, event.finding, now)
+        case Timer() if event.run == state.run and state.doubted == DOUBTING:
+            return state.replace(doubted=ASKING), (Look(state.run),)
+        case NotNamed() | Unseen() if event.run == state.run and state.doubted != UNNAMED:
+            after, actions = _trust(state)
+            note = DaemonDoubted(spec.name, state.pid, event.finding, False)
+            return after.replace(doubted=UNNAMED), (*actions, Say(note))
         case Stop():
             signal = spec.stop_signal if spec.notify_pid else None
             return _leave(spec, state, "stop", signal)
+        case Reload(changes=True):
+            return _end_for_next(spec, state, now)
         case Reload():
             told = SIGHUP if spec.reload_signal is None else spec.reload_signal
             return _leave(spec, state, "reload", told if spec.notify_pid else None)
-        case Kill():
-            return _leave(spec, state, "stop", None)
         case Touched():
             why = f"touch {event.path}"
             return end(spec, state, spec.stop_signal, why=why, then=AGAIN, now=now)
         case (
             Start()
+            | Kill()
             | Timer()
             | ExecOk()
             | SpawnFailed()
@@ -391,13 +410,50 @@ def _up(  # noqa: C901
             assert_never(event)
 
 
-def _doubt(spec: DaemonSpec, state: Up, finding: str, level: int) -> Result:
+def _lost(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
+    """The named process has ended: is there another one?"""
+    waiting = Awaiting(
+        state.run,
+        now,
+        now + spec.freq,
+        state.since,
+        state.spawns,
+        state.pid,
+        lost=True,
+        gone=True,
+        status=event.status,
+        empty=not event.left,
+    )
+    _, actions = _trust(state)
+    return waiting, (*actions, Look(state.run))
+
+
+def _doubt(spec: DaemonSpec, state: Up, finding: str, now: Ns) -> Result:
     """The pidfile does not name the daemon any more: it runs all the same. Said once a run."""
-    if state.doubted >= level:
+    note = DaemonDoubted(spec.name, state.pid, finding, renamed=spec.daemonize)
+    if spec.daemonize:
+        # Nobody but lowsuper is to touch it.
+        say = (Say(note),) if state.doubted == SURE else ()
+        return state.replace(doubted=max(state.doubted, DOUBTED)), (*say, Name(state.run))
+    if state.doubted == SURE:
+        return state.replace(doubted=DOUBTING), (SetTimer(state.run, now + DOUBT),)
+    if state.doubted == ASKING:
+        return state.replace(doubted=DOUBTED), (Say(note),)
+    return state, ()
+
+
+def _trust(state: Up) -> tuple[Up, tuple[DaemonAction, ...]]:
+    """Forget a doubt that was not told yet."""
+    if state.doubted not in (DOUBTING, ASKING):
         return state, ()
-    renamed = spec.daemonize and level == 1
-    note = DaemonDoubted(spec.name, state.pid, finding, renamed)
-    return state.replace(doubted=level), (Say(note),)
+    cancel = (CancelTimer(),) if state.doubted == DOUBTING else ()
+    return state.replace(doubted=SURE), cancel
+
+
+def _end_for_next(spec: DaemonSpec, state: Up | Awaiting, now: Ns) -> Result:
+    """End it: its next instance does not look for it where it is."""
+    signal = spec.stop_signal if spec.reload_signal is None else spec.reload_signal
+    return end(spec, state, signal, why="reload", then=RELOADED, now=now)
 
 
 def _leave(spec: DaemonSpec, state: Up | Awaiting, why: str, signal: int | None) -> Result:

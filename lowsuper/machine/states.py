@@ -38,6 +38,10 @@ DOWN, RELOADED, AGAIN, CRASHED, UNREADY = "down", "reloaded", "again", "crashed"
 start at once; a start under the throttle, or the master's end if it is a control daemon; a start
 under the throttle. Only what nothing follows is ever abandoned."""
 
+SURE, DOUBTING, ASKING, DOUBTED, UNNAMED = range(5)
+"""Whether the pidfile of a smart daemon that runs still names it: yes; no, but it may be about to
+end; it is asked once more; no, which was said; and it cannot be written, which was said."""
+
 
 class Down(Record):
     """No process of it exists and none is wanted, or it is smart and was let go of."""
@@ -104,7 +108,7 @@ class Up(Record):
     pid: int
     ready: bool = True
     background: bool = False  # its own process has ended, what it left behind is watched for it
-    doubted: int = 0  # that the pidfile does not name it (1), cannot be written (2), was said
+    doubted: int = 0  # see DOUBTED
 
 
 class Stopping(Record):
