@@ -62,6 +62,7 @@ PARSER_VALUES = {
     "parse_duration": "time",
     "parse_patience": "time",
     "parse_pidfile": "file",
+    "parse_limit": "soft[:hard]",
     "_parse_text": "text",
 }
 BLOCK = re.compile(

@@ -45,6 +45,14 @@ class Command(Record):
     compound: bool = False
 
 
+class ResourceLimit(Record):
+    """One resource limit of a daemon: see setrlimit(2). -1: no limit."""
+
+    resource: str  # its name, in lower case and without RLIMIT_
+    soft: int  # in the unit of the system call
+    hard: int
+
+
 class DaemonSpec(Record):
     """One daemon, as configured. Its name is unique in the configuration."""
 
@@ -69,6 +77,7 @@ class DaemonSpec(Record):
     notify_pid: bool = False  # a stop or reload of the master is told to it by a signal
     requires: tuple[str, ...] = ()  # daemons that must be ready first, and without which this stops
     after: tuple[str, ...] = ()  # daemons that must be ready first
+    limits: tuple[ResourceLimit, ...] = ()  # a later one of the same resource counts
 
 
 class Hook(Record):

@@ -37,6 +37,7 @@ class Limit(Record):
     resource: int
     soft: int
     hard: int
+    name: str = ""  # of the resource, for messages
 
 
 class SpawnPlan(Record):
@@ -202,7 +203,11 @@ def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911
             path = source.path.decode("utf-8", "surrogateescape")
             return f"{path or source.fd} as descriptor {source.target}"
         case "rlimits" if 0 <= arg < len(plan.limits):
-            limit = plan.limits[arg]
-            return f"resource {limit.resource} to {limit.soft}:{limit.hard}"
+            return _describe_limit(plan.limits[arg])
         case _:
             return ""
+
+
+def _describe_limit(limit: Limit) -> str:
+    soft, hard = ("unlimited" if value < 0 else value for value in (limit.soft, limit.hard))
+    return f"{limit.name or f'resource {limit.resource}'} to {soft}:{hard}"

@@ -215,8 +215,8 @@ class DaemonBuilder:
         except ValueError as error:
             self._fault(draft, origin, str(error))
             return
-        if key.field == "touch" and draft.name:
-            parsed = (*_texts(draft.fields.get("touch", ())), *_texts(parsed))
+        if key.adds or (key.field == "touch" and draft.name):
+            parsed = (*_parts(draft.fields.get(key.field, ())), *_parts(parsed))
         draft.fields[key.field] = parsed
 
     def _refuse(
@@ -251,7 +251,7 @@ def _command_of(draft: _Draft) -> Command:
     return command
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def _parts(value: object) -> tuple[object, ...]:
     return value if isinstance(value, tuple) else ()
 
 

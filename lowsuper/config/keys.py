@@ -27,6 +27,7 @@ class Key(Record):
     field: str  # of model.DaemonSpec
     help: str
     is_flag: bool = False  # may stand without "="
+    adds: bool = False  # to the field, a tuple, which other keys or lines may add to as well
 
 
 def _parse_text(text: str) -> str:
@@ -124,6 +125,17 @@ def parse_patience(text: str) -> units.Ns:
     return patience
 
 
+def _limit(resource: str, help_text: str) -> Key:
+    """Return the row of a resource limit."""
+
+    def parse_limit(text: str) -> object:
+        from lowsuper.config import isolation
+
+        return isolation.parse_limit(resource, text)
+
+    return Key((f"rlimit_{resource}",), parse_limit, "limits", f"limit: {help_text}", adds=True)
+
+
 KEYS = (
     Key(("command", "cmd", "exec"), parse_command, "command", "what to run"),
     Key(("name",), parse_name, "name", "name of the daemon; else its program's"),
@@ -160,6 +172,20 @@ KEYS = (
         "with a pidfile: signal it at stop and reload",
         True,
     ),
+    _limit("as", "address space"),
+    _limit("core", "size of a core file"),
+    _limit("cpu", "processor time"),
+    _limit("data", "data segment"),
+    _limit("fsize", "size of a file that it writes"),
+    _limit("memlock", "locked memory"),
+    _limit("msgqueue", "POSIX message queues, in bytes"),
+    _limit("nice", "lowest nice value, or 20 minus it"),
+    _limit("nofile", "open files"),
+    _limit("nproc", "processes of its user"),
+    _limit("rtprio", "realtime priority"),
+    _limit("rttime", "processor time without a pause, when realtime"),
+    _limit("sigpending", "pending signals"),
+    _limit("stack", "stack"),
 )
 """Every daemon key."""
 
@@ -171,7 +197,7 @@ _LATER_NAMES = (
     " max_restarts log umask nice caps no_new_privs listen watchdog namespaces"
 )
 _LATER = frozenset(_LATER_NAMES.split())
-_LATER_PREFIXES = ("rlimit_", "cgroup_")
+_LATER_PREFIXES = ("cgroup_",)
 LATER_FLAGS = frozenset(("clean_env", "no_new_privs"))
 """Keys of later versions that may stand without "="."""
 

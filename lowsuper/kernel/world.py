@@ -335,13 +335,18 @@ class World:
             identity=self._identities.get(spec.name),
             chdir=spec.chdir,
             fds=(FdSource(0, stdin), FdSource(1, 1), FdSource(2, 2)),
-            limits=self._limits,
+            limits=self._limits if not spec.limits else self._find_limits(spec),
         )
         if spec.pidfile is not None and role == EXEC:
             # A keeper is told to survive us later, when there is a record of it.
             plan = plan.replace(dies_with_master=False)
         made = self._plans[spec.name] = spec, plan, pack(plan), rung
         return made
+
+    def _find_limits(self, spec: DaemonSpec) -> tuple[Limit, ...]:
+        from lowsuper.kernel.limits import find_limits
+
+        return find_limits(self._limits, spec.limits)
 
     def signal(self, name: str, run: RunId, signal: int) -> None:
         """Send a signal to a daemon and its group, or to what it left behind."""

@@ -162,7 +162,7 @@ def test_bad_value_is_refused(line, reason):
         "immediate-uid = 33",
         "attach-daemon2 = cmd=x,legion=l",
         "attach-daemon2 = cmd=x,clean_env",
-        "attach-daemon2 = cmd=x,rlimit_nofile=3",
+        "attach-daemon2 = cmd=x,cgroup_memory=3",
     ],
 )
 def test_option_of_a_later_version_is_refused(line):

@@ -1,0 +1,64 @@
+"""The values of the keys that limit and isolate a daemon."""
+
+from __future__ import annotations
+
+import pytest
+
+from lowsuper.config import isolation, keys
+from lowsuper.model import ResourceLimit
+
+
+@pytest.mark.parametrize(
+    ("resource", "text", "soft", "hard"),
+    [
+        ("nofile", "1024", 1024, 1024),
+        ("nofile", "1024:4096", 1024, 4096),
+        ("nofile", " 1 : 2 ", 1, 2),
+        ("nproc", "0:unlimited", 0, -1),
+        ("core", "unlimited", -1, -1),
+        ("core", "Infinity", -1, -1),
+        ("core", "0", 0, 0),
+        ("as", "2G", 2 << 30, 2 << 30),
+        ("stack", "64k:1M", 64 << 10, 1 << 20),
+        ("memlock", "4096", 4096, 4096),
+        ("cpu", "90", 90, 90),
+        ("cpu", "1.2s:1h", 2, 3600),
+        ("rttime", "500ms:1s", 500_000, 1_000_000),
+        ("rttime", "0", 0, 0),
+        ("nice", "-5", 25, 25),
+        ("nice", "+19", 1, 1),
+        ("nice", "40", 40, 40),
+        ("rtprio", "99", 99, 99),
+    ],
+)
+def test_limit(resource, text, soft, hard):
+    assert keys.NAMES[f"rlimit_{resource}"].parse(text) == (ResourceLimit(resource, soft, hard),)
+
+
+@pytest.mark.parametrize(
+    ("resource", "text", "reason"),
+    [
+        ("nofile", "", "not a number"),
+        ("nofile", "1k", "not a number"),
+        ("nofile", "-1", "not between"),
+        ("nofile", "2:1", "above its hard limit"),
+        ("nofile", "unlimited:1", "above its hard limit"),
+        ("nofile", "1:2:3", "neither SOFT nor SOFT:HARD"),
+        ("nofile", "1:", "not a number"),
+        ("as", "1.5G", "not a size"),
+        ("as", "9999999999999T", "more than"),
+        ("cpu", "soon", "length of time"),
+        ("rttime", "500", "needs a unit"),
+        ("nice", "-21", "not between"),
+        ("nice", "41", "not between"),
+        ("rtprio", "100", "not between"),
+    ],
+)
+def test_limit_that_is_none_is_refused(resource, text, reason):
+    with pytest.raises(ValueError, match=reason):
+        isolation.parse_limit(resource, text)
+
+
+def test_every_resource_has_a_key():
+    wanted = {f"rlimit_{resource}" for resource in isolation.RESOURCES}
+    assert {name for name in keys.NAMES if name.startswith("rlimit_")} == wanted
