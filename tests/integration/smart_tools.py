@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,8 +15,21 @@ from pathlib import Path
 
 from masters import DAEMONS, DEADLINE, Master, describe, is_alive, wait_text
 
-# By the interpreter itself: what `env python3` finds may be a script that starts others.
-PYTHON = f"{sys.executable} -I -S"
+
+def find_python() -> str:
+    """Return an interpreter that every user can run, and that is no script which starts others."""
+    own = Path(sys.executable).resolve()
+    is_open = all(place.stat().st_mode & stat.S_IXOTH for place in (own, *own.parents))
+    return str(own) if is_open else find_program_of_all("python3")
+
+
+def find_program_of_all(name: str) -> str:
+    path = shutil.which(name, path="/usr/bin:/bin:/usr/local/bin")
+    assert path, f"{name} is not installed where every user can run it"
+    return path
+
+
+PYTHON = f"{find_python()} -I -S"
 SOLE = f"{PYTHON} {DAEMONS}/sole.py"
 SELFD = f"{PYTHON} {DAEMONS}/selfd.py"
 SAY_SIGNALS = f"{PYTHON} {DAEMONS}/say_signals.py"

@@ -275,6 +275,7 @@ def test_soak(masters, bystanders, rung, operations):
         walk.run(operations)
         walk.check_whole()
         walk.end()
-    except BaseException:
-        print(f"LOWSUPER_SOAK_SEED={seed}, after {len(walk.done)} operations\n{walk.history()}")
+    except BaseException as error:
+        done = f"LOWSUPER_SOAK_SEED={seed}, after {len(walk.done)} operations"
+        error.add_note(f"{done}\n{walk.history()}")
         raise
