@@ -122,6 +122,7 @@ class Claim(Record):
     owners: tuple[int, ...] = ()  # uids whose files count: the master's, the daemon's configured
     helpers: tuple[tuple[int, int], ...] = ()  # device and inode of lowsuper's own helper
     has_init: bool = False  # inner pid 1 of the process's namespace is lowsuper's init
+    negligent: str = ""  # who does not reap what the number names: "its parent, pid 1 (sleep)"
 
 
 class Verdict(Record):
@@ -272,14 +273,17 @@ def decide(path: str, claim: Claim, named: Process | None, recorded: Process | N
         return Decision("named", verdict.why)
     else:
         which, why = "", ""
-    finding = f"the pidfile {path} {_describe(claim.reading, named, verdict)}"
+    finding = f"the pidfile {path} {_describe(claim, named, verdict)}"
     return Decision(which, why, finding, not claim.reading.missing)
 
 
-def _describe(reading: Reading, named: Process | None, verdict: Verdict | None) -> str:
+def _describe(claim: Claim, named: Process | None, verdict: Verdict | None) -> str:
     """Return what a pidfile holds, and of it nothing but a number."""
+    reading = claim.reading
     if not reading.pid:
         return reading.reason
+    if (named is None or verdict is None) and claim.negligent:
+        return f"names {reading.pid}, which has ended and was not reaped by {claim.negligent}"
     if named is None or verdict is None:
         return f"names {reading.pid}, which does not run"
     return f"names {describe_named(reading.pid, named)}, which is not believed: {verdict.why}"

@@ -319,8 +319,12 @@ class Governor:
         self, ward: Ward, reading: Reading, named: Opened | None, recorded: Opened | None
     ) -> Claim:
         """Gather what the judgement needs, and nothing that it does not need."""
-        if named is None or named is recorded:
+        if named is recorded and named is not None:
             return Claim(reading, os.getpid())
+        if named is None:
+            is_outer = reading.pid and not ward.spec.ns_pid
+            negligent = inspect.find_negligent(reading.pid) if is_outer else ""
+            return Claim(reading, os.getpid(), negligent=negligent)
         spec, life = ward.spec, ward.life
         if life is not None and life.launched_pid == named[1].id.pid:
             in_domain, other = True, ""

@@ -266,6 +266,32 @@ def _read_parent(directory_fd: int) -> int:
         raise KernelError("read", error.errno or 0, "/proc/PID/stat") from None
 
 
+def find_negligent(pid: int) -> str:
+    """Return the parent of a zombie in words, "" if the number is of none; only to inform.
+
+    A program that looks for its predecessor by kill(2) takes a zombie for a live one.
+    """
+    try:
+        name, fields = _read_numbered_stat(pid)
+        if fields[0] != b"Z":
+            return ""
+        parent = int(fields[1])
+        name, _ = _read_numbered_stat(parent)
+    except OSError as error:
+        if error.errno in (*_GONE, EACCES, EPERM):
+            return ""
+        raise KernelError("read", error.errno or 0, f"/proc/{pid}") from None
+    return f"its parent, pid {parent} ({name})"
+
+
+def _read_numbered_stat(pid: int) -> tuple[str, list[bytes]]:
+    directory_fd = os.open(f"/proc/{pid}", _DIRECTORY)
+    try:
+        return _read_stat(directory_fd)
+    finally:
+        os.close(directory_fd)
+
+
 def is_below(pid: int, ancestor_pid: int) -> bool:
     """Return whether a process is a child of another, or a child's child, and so on.
 

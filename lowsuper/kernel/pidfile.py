@@ -140,7 +140,13 @@ def _read_at(dir_fd: int, name: str) -> Reading:
             except _RefusedError as refused:
                 return Reading(reason=str(refused), owner=status.st_uid)
             safe = trust.is_owned(status)
-            return Reading(pid, owner=status.st_uid, safe=safe, complete=complete)
+            return Reading(
+                pid,
+                owner=status.st_uid,
+                safe=safe,
+                complete=complete,
+                changed=status.st_ctime_ns,
+            )
         finally:
             os.close(fd)
     return Reading(reason="is replaced again and again")
@@ -214,11 +220,11 @@ def _wait_for_removals(dir_fd: int) -> None:
 
 def _mount_of(fd: int) -> str:
     """Return the number of the mount of an open file, see proc_pid_fdinfo(5)."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
         for line in file:
-            key, _, value = line.partition(":")
-            if key == "mnt_id":
-                return value.strip()
+            key, _, value = line.partition(b":")
+            if key == b"mnt_id":
+                return value.strip().decode()
     return ""
 
 

@@ -74,8 +74,8 @@ def boot_id() -> str:
     if not _boot_id:
         path = "/proc/sys/kernel/random/boot_id"
         try:
-            with open(path, encoding="ascii") as file:
-                _boot_id.append(file.read().strip())
+            with open(path, "rb") as file:  # a codec could not be loaded after a drop
+                _boot_id.append(file.read().strip().decode())
         except OSError as error:
             raise KernelError("open", error.errno or 0, path) from error
     return _boot_id[0]

@@ -120,6 +120,16 @@ def test_zombie_is_not_running_and_neither_is_what_was_reaped():
     assert inspect.translate(1, program.pid) == 0
 
 
+def test_zombie_is_told_with_the_parent_that_does_not_reap_it():
+    with running(SLEEP, "1000", lines=0) as (program, _):
+        assert inspect.find_negligent(program.pid) == ""
+        end(program)
+        own_name = Path("/proc/self/comm").read_text().strip()
+        expected = f"its parent, pid {os.getpid()} ({own_name})"
+        assert inspect.find_negligent(program.pid) == expected
+    assert inspect.find_negligent(program.pid) == ""
+
+
 LEADER_ENDS = """
 import ctypes, platform, threading
 def stay():

@@ -91,7 +91,9 @@ def any_kernel(request, monkeypatch):
 def test_number_on_the_first_line_is_the_pid(path, text, pid, complete):
     path.write_text(text)
     reading = read_pidfile(str(path))
-    assert reading == Reading(pid, owner=US, complete=complete, safe=reading.safe)
+    changed = path.stat().st_ctime_ns
+    expected = Reading(pid, owner=US, complete=complete, safe=reading.safe, changed=changed)
+    assert reading == expected
 
 
 @pytest.mark.parametrize(

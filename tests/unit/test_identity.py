@@ -278,6 +278,18 @@ KEPT = "recorded by lowsuper"
             Decision("", "", "the pidfile /tmp/web.pid names 123, which does not run", True),
         ),
         (
+            CLAIM.replace(negligent="its parent, pid 1 (sleep)"),
+            None,
+            None,
+            Decision(
+                "",
+                "",
+                "the pidfile /tmp/web.pid names 123, which has ended and was not reaped by"
+                " its parent, pid 1 (sleep)",
+                True,
+            ),
+        ),
+        (
             CLAIM.replace(reading=GONE),
             None,
             None,
