@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from masters import children_of, find_program, needs_root
+from masters import DEADLINE, children_of, find_program, needs_root
 from spawning import in_child, wait_for
 
 from lowsuper.command import parse_command
@@ -61,6 +61,14 @@ def look(pid):
     return process
 
 
+def wait_for_argv(pid):
+    """Wait for the end of an execve: there is no command line in the midst of one."""
+    deadline = time.monotonic() + DEADLINE
+    while not Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
 def end(program):
     """End a program, and leave it a zombie."""
     pidfd = os.pidfd_open(program.pid)
@@ -76,6 +84,7 @@ def test_ordinary_process_shows_who_it_is():
     before = time.monotonic_ns()
     with running(SLEEP, "1000", lines=0) as (program, _):
         after, wall = time.monotonic_ns(), time.time_ns()
+        wait_for_argv(program.pid)
         process = look(program.pid)
         status = os.stat(SLEEP)
         assert (process.exe, process.exe_id) == (SLEEP, (status.st_dev, status.st_ino))
