@@ -5,10 +5,12 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/timerfd.h>
@@ -191,4 +193,83 @@ int lowsuper_set_child_subreaper(int on)
 int lowsuper_close_range(uint32_t first, uint32_t last, uint32_t flags)
 {
 	return result_of(sys_close_range(first, last, flags));
+}
+
+/* See PR_SET_PDEATHSIG(2const). Gone after a change of the user id. */
+int lowsuper_set_pdeathsig(int signo)
+{
+	return result_of(prctl(PR_SET_PDEATHSIG, (unsigned long)signo, 0, 0, 0));
+}
+
+/* See unshare(2). */
+int lowsuper_unshare(uint32_t flags)
+{
+	return result_of(unshare((int)flags));
+}
+
+/* See setns(2). */
+int lowsuper_setns(int fd, uint32_t kind)
+{
+	return result_of(setns(fd, (int)kind));
+}
+
+/* See pivot_root(2). */
+int lowsuper_pivot_root(const char *new_root, const char *put_old)
+{
+	return result_of((int)syscall(SYS_pivot_root, new_root, put_old));
+}
+
+/* See mount(2). Empty texts for `type` and `data`: NULL. */
+int lowsuper_mount(const char *source, const char *target, const char *type, uint64_t flags,
+		   const char *data)
+{
+	return result_of(mount(source, target, *type ? type : NULL, flags, *data ? data : NULL));
+}
+
+/* See umount2(2). */
+int lowsuper_umount(const char *path, int flags)
+{
+	return result_of(umount2(path, flags));
+}
+
+/* See open_tree(2); Linux 5.2. */
+int lowsuper_open_tree(int dir_fd, const char *path, uint32_t flags)
+{
+	return result_of((int)syscall(SYS_open_tree, dir_fd, path, flags));
+}
+
+/* See move_mount(2); Linux 5.2. */
+int lowsuper_move_mount(int from_fd, const char *from, int to_fd, const char *to, uint32_t flags)
+{
+	return result_of((int)syscall(SYS_move_mount, from_fd, from, to_fd, to, flags));
+}
+
+/* See mount_setattr(2); Linux 5.12. */
+int lowsuper_mount_setattr(int dir_fd, const char *path, uint32_t flags, uint64_t set,
+			   uint64_t propagation)
+{
+	const struct {
+		uint64_t set, clear, propagation, user_ns;
+	} attributes = { .set = set, .propagation = propagation };
+
+	return result_of((int)syscall(SYS_mount_setattr, dir_fd, path, flags, &attributes,
+				      sizeof attributes));
+}
+
+/* See fsopen(2); Linux 5.2. */
+int lowsuper_fsopen(const char *type)
+{
+	return result_of((int)syscall(SYS_fsopen, type, 1u)); /* FSOPEN_CLOEXEC */
+}
+
+/* See fsconfig(2); Linux 5.2. Without a key or value: NULL. */
+int lowsuper_fsconfig(int fd, uint32_t command, const char *key, const char *value, int aux)
+{
+	return result_of((int)syscall(SYS_fsconfig, fd, command, key, value, aux));
+}
+
+/* See fsmount(2); Linux 5.2. */
+int lowsuper_fsmount(int fd, uint32_t attributes)
+{
+	return result_of((int)syscall(SYS_fsmount, fd, 1u, attributes)); /* FSMOUNT_CLOEXEC */
 }

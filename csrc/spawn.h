@@ -203,6 +203,20 @@ int lowsuper_inotify_remove(int fd, int watch);
 int lowsuper_openat2(int dir_fd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 int lowsuper_set_child_subreaper(int on);
 int lowsuper_close_range(uint32_t first, uint32_t last, uint32_t flags);
+int lowsuper_set_pdeathsig(int signo);
+int lowsuper_unshare(uint32_t flags);
+int lowsuper_setns(int fd, uint32_t kind);
+int lowsuper_pivot_root(const char *new_root, const char *put_old);
+int lowsuper_mount(const char *source, const char *target, const char *type, uint64_t flags,
+		   const char *data);
+int lowsuper_umount(const char *path, int flags);
+int lowsuper_open_tree(int dir_fd, const char *path, uint32_t flags);
+int lowsuper_move_mount(int from_fd, const char *from, int to_fd, const char *to, uint32_t flags);
+int lowsuper_mount_setattr(int dir_fd, const char *path, uint32_t flags, uint64_t set,
+			   uint64_t propagation);
+int lowsuper_fsopen(const char *type);
+int lowsuper_fsconfig(int fd, uint32_t command, const char *key, const char *value, int aux);
+int lowsuper_fsmount(int fd, uint32_t attributes);
 int lowsuper_receive(int fd, void *message, int size, int32_t *passed_fd);
 int lowsuper_send(int fd, const void *message, int size, int pass_fd);
 

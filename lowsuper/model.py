@@ -88,6 +88,25 @@ class Hook(Record):
     origin: Origin
 
 
+class Keep(Record):
+    """A directory or file of the host that a jail shows."""
+
+    source: str  # absolute, on the host
+    target: str  # absolute, in the jail
+    read_only: bool = False
+    optional: bool = False  # nothing at `source` is no error
+
+
+class Jail(Record):
+    """The root file system and the namespaces that the master and its daemons live in."""
+
+    root: str  # absolute
+    hostname: str | None = None  # None: the host's
+    keeps: tuple[Keep, ...] = ()  # attached in this order
+    net: bool = False  # a network namespace of its own
+    overlay: bool = False  # what is written to the root goes to memory, and away with the jail
+
+
 class EnvChange(Record):
     """One change of the environment, in file order."""
 
@@ -131,6 +150,7 @@ class MasterSpec(Record):
     master_fifo: tuple[str, ...] = ()  # slot 0, 1, ...
     state_dir: str | None = None  # of the records of smart daemons; None: below /run/lowsuper
     kill_domain: str = "auto"  # auto, cgroup or shim: the rung for daemons without ns_pid
+    jail: Jail | None = None  # None: the master lives where it was started
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
     origins: tuple[Origin, ...] = ()  # of the master's own options, in file order
 

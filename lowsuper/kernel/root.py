@@ -1,0 +1,313 @@
+"""From the host into a jail: namespaces, mounts, a new root. And what has to go when it is dead.
+
+`enter` runs in the process that is to be the jail's first. Nothing that it does is seen outside,
+but for mount points that were missing: those it makes in the jail's root, reports, and
+`remove_places` removes them once the jail is dead. Not earlier: the removal of a mount point that
+another namespace uses succeeds, and unmounts it there.
+
+Rule: propagation becomes private before anything else; a tree that was cloned before that would
+stay shared, and what is attached to it would come to the host. The trees to keep are attached after
+the pivot, so that a link in the jail cannot lead a mount out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, EROFS
+
+from lowsuper.errors import KernelError
+from lowsuper.kernel import mount, native
+from lowsuper.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from lowsuper.model import Jail, Keep
+
+_PLACE = os.O_PATH | os.O_CLOEXEC
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_STRICT = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
+_PROC = mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC
+
+
+class Place(Record):
+    """A mount point, or a directory above one, that was made in a jail's root."""
+
+    path: str  # in the jail, absolute, without links
+    device: int
+    inode: int
+    is_directory: bool
+
+
+def enter(jail: Jail, tell: Callable[[Place], None]) -> None:
+    """Move this process, which must be single-threaded, into the jail for good.
+
+    The descriptors that it has stay open: each is a door to the host, for the caller to close.
+
+    Args:
+        jail: what to make.
+        tell: called for each mount point right after it was made.
+
+    Raises:
+        KernelError: a step failed; this process is of no use any more.
+    """
+    network = mount.NEWNET if jail.net else 0
+    mount.unshare(mount.NEWNS | mount.NEWUTS | mount.NEWIPC | network)
+    mount.make_private("/")
+    if jail.hostname is not None:
+        _set_hostname(jail.hostname)
+    trees: list[tuple[Keep, int]] = []
+    try:
+        for keep in jail.keeps:
+            tree_fd = _clone_kept(keep)
+            if tree_fd >= 0:
+                trees.append((keep, tree_fd))
+        _change_root(jail)
+        _attach_all(jail, trees, tell)
+    finally:
+        for _, tree_fd in trees:
+            os.close(tree_fd)
+
+
+def _set_hostname(name: str) -> None:
+    from _socket import sethostname
+
+    try:
+        sethostname(name)
+    except OSError as error:
+        raise KernelError("sethostname", error.errno or 0, name) from None
+
+
+def _clone_kept(keep: Keep) -> int:
+    """Return the tree to keep, which the caller closes; -1: there is none, and need not be."""
+    try:
+        tree_fd = mount.clone_tree(keep.source)
+    except KernelError as error:
+        if error.errno != ENOENT:
+            raise
+        if keep.optional:
+            return -1
+        advice = f"make it, or write optional:{keep.source} in namespace-keep-mount"
+        raise KernelError(error.call, ENOENT, keep.source, advice) from None
+    if keep.read_only:
+        try:
+            mount.restrict(tree_fd, mount.ATTR_RDONLY, keep.source)
+        except KernelError:
+            os.close(tree_fd)
+            raise
+    return tree_fd
+
+
+def _change_root(jail: Jail) -> None:
+    tree_fd = _make_overlay(jail.root) if jail.overlay else mount.clone_tree(jail.root)
+    try:
+        place_fd = _open_place(jail.root)
+        try:
+            mount.attach(tree_fd, place_fd, jail.root)
+        finally:
+            os.close(place_fd)
+        os.chdir(jail.root)
+        mount.pivot_here()
+    finally:
+        os.close(tree_fd)
+
+
+def _open_place(path: str) -> int:
+    try:
+        return os.open(path, _DIRECTORY)
+    except OSError as error:
+        raise KernelError("open", error.errno or 0, path) from None
+
+
+def _make_overlay(root: str) -> int:
+    """Return a mount of the root on which what is written stays in memory; the caller closes it.
+
+    File systems that are mounted below the root are not seen in it.
+    """
+    fds = [mount.make_filesystem("tmpfs", texts=(("mode", "0755"),))]
+    try:
+        for name in ("upper", "work"):
+            os.mkdir(name, dir_fd=fds[0])
+            fds.append(os.open(name, _DIRECTORY, dir_fd=fds[0]))
+        fds.append(_open_place(root))
+        status = os.fstat(fds[3])
+        os.chmod(f"/proc/self/fd/{fds[1]}", stat.S_IMODE(status.st_mode))
+        os.chown(f"/proc/self/fd/{fds[1]}", status.st_uid, status.st_gid)
+        layers = (("lowerdir+", fds[3]), ("upperdir", fds[1]), ("workdir", fds[2]))
+        try:
+            return mount.make_filesystem("overlay", fds=layers)
+        except KernelError as error:
+            if error.call != "fsconfig" or error.errno != EINVAL:
+                raise
+        # Linux before 6.13 takes paths only.
+        keys = ("lowerdir", "upperdir", "workdir")
+        numbers = (fds[3], fds[1], fds[2])
+        texts = tuple((key, f"/proc/self/fd/{fd}") for key, fd in zip(keys, numbers, strict=True))
+        return mount.make_filesystem("overlay", texts=texts)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _attach_all(jail: Jail, trees: list[tuple[Keep, int]], tell: Callable[[Place], None]) -> None:
+    """Mount /proc, then attach what is kept, in the new root."""
+    points = _Points(_nobody if jail.overlay else tell)
+    proc_fd = mount.make_filesystem("proc", attributes=_PROC)
+    try:
+        points.attach(proc_fd, "/proc")
+    finally:
+        os.close(proc_fd)
+    points.own = read_mount_ids()
+    for keep, tree_fd in trees:
+        points.attach(tree_fd, keep.target)
+
+
+def _nobody(_place: Place) -> None:
+    """Nobody need know what was made in memory: it goes with the jail."""
+
+
+def read_mount_ids() -> frozenset[int]:
+    """Return the ids of all mounts of this namespace. See proc_pid_mountinfo(5)."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return frozenset(int(line.split(b" ", 1)[0]) for line in file)
+
+
+def read_mount_id(fd: int) -> int:
+    """Return the id of the mount that a descriptor is on. See proc_pid_fdinfo(5)."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"mnt_id:"):
+                return int(line[7:])
+    raise KernelError("fdinfo", EINVAL, str(fd))
+
+
+class _Points:
+    """Finds mount points in the new root, and makes those that are missing."""
+
+    def __init__(self, made: Callable[[Place], None]) -> None:
+        """Begin; `own`, once it is set, are the mounts on which something may be made."""
+        self._made = made
+        self.own: frozenset[int] | None = None
+
+    def attach(self, tree_fd: int, path: str) -> None:
+        """Attach a tree at a path, absolute and without `..`.
+
+        Raises:
+            KernelError: it is no directory, or one where none is wanted, or cannot be made.
+        """
+        is_directory = stat.S_ISDIR(os.fstat(tree_fd).st_mode)
+        target_fd = self._find(path, is_directory)
+        try:
+            mount.attach(tree_fd, target_fd, path)
+        finally:
+            os.close(target_fd)
+
+    def _find(self, path: str, is_directory: bool) -> int:
+        try:
+            fd = os.open(path, _PLACE)
+        except FileNotFoundError:
+            return self._make(path, is_directory)
+        except OSError as error:
+            raise KernelError("open", error.errno or 0, path) from None
+        if stat.S_ISDIR(os.fstat(fd).st_mode) != is_directory:
+            os.close(fd)
+            wanted = "a directory" if is_directory else "not a directory"
+            advice = f"what is mounted on it is {wanted}, so this must be, too"
+            errno = ENOTDIR if is_directory else EISDIR
+            raise KernelError("namespace-keep-mount", errno, path, advice)
+        return fd
+
+    def _make(self, path: str, is_directory: bool) -> int:
+        """Make a mount point and the directories above it that are missing."""
+        fd = os.open("/", _DIRECTORY)
+        names = [name for name in path.split("/") if name]
+        try:
+            for index, name in enumerate(names):
+                as_directory = is_directory or index < len(names) - 1
+                following = self._step_down(fd, name, path, as_directory)
+                os.close(fd)
+                fd = following
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _step_down(self, parent_fd: int, name: str, path: str, as_directory: bool) -> int:
+        try:
+            return os.open(name, _DIRECTORY, dir_fd=parent_fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise KernelError("open", error.errno or 0, path) from None
+        if self.own is not None and read_mount_id(parent_fd) not in self.own:
+            advice = "it is in what another namespace-keep-mount shows, where nothing is made"
+            raise KernelError("mkdir", ENOENT, path, advice)
+        _make_entry(parent_fd, name, path, as_directory)
+        fd = os.open(name, _PLACE | os.O_NOFOLLOW, dir_fd=parent_fd)
+        status = os.fstat(fd)
+        self._made(Place(_path_of(fd, path), status.st_dev, status.st_ino, as_directory))
+        return fd
+
+
+def _make_entry(parent_fd: int, name: str, path: str, as_directory: bool) -> None:
+    call = "mkdir" if as_directory else "open"
+    try:
+        if as_directory:
+            os.mkdir(name, dir_fd=parent_fd)
+            os.chmod(name, 0o755, dir_fd=parent_fd)  # noqa: S103  # whatever the umask
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o600, dir_fd=parent_fd))
+    except FileExistsError:
+        raise KernelError(call, ELOOP, path, "there is a link that leads nowhere") from None
+    except OSError as error:
+        advice = ""
+        if error.errno == EROFS:
+            advice = "the root is read-only: make it there, or set namespace-overlay = true"
+        raise KernelError(call, error.errno or 0, path, advice) from None
+
+
+def _path_of(fd: int, path: str) -> str:
+    """Return the path of a descriptor without links; without /proc, `path`, made before it."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return path
+
+
+def remove_places(root: str, places: Iterable[Place]) -> list[str]:
+    """Remove mount points that a jail, dead by now, has made in its root; return what is wrong.
+
+    Only what is still the very same and empty is removed; links, which the jail may have put in
+    place of a directory, are not followed.
+    """
+    problems = []
+    for place in reversed(list(places)):
+        try:
+            _remove_place(root, place)
+        except OSError as error:
+            problems.append(f"{root}{place.path} is left behind: {error.strerror}")
+    return problems
+
+
+def _remove_place(root: str, place: Place) -> None:
+    parent, _, name = place.path.rpartition("/")
+    root_fd = os.open(root, _DIRECTORY)
+    try:
+        fd = native.openat2(root_fd, parent.strip("/") or ".", _DIRECTORY, resolve=_STRICT)
+    finally:
+        os.close(root_fd)
+    try:
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if (status.st_dev, status.st_ino) != (place.device, place.inode):
+            return
+        if place.is_directory:
+            os.rmdir(name, dir_fd=fd)
+        elif not status.st_size:
+            os.unlink(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(fd)
