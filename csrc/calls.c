@@ -43,6 +43,9 @@ const char *lowsuper_step_name(int step)
 		[LOWSUPER_STEP_UMASK] = "umask",
 		[LOWSUPER_STEP_SIGNALS] = "signals",
 		[LOWSUPER_STEP_EXECVE] = "execve",
+		[LOWSUPER_STEP_OOM_SCORE] = "oom_score",
+		[LOWSUPER_STEP_NICE] = "nice",
+		[LOWSUPER_STEP_NO_NEW_PRIVS] = "no_new_privs",
 	};
 	_Static_assert(sizeof names / sizeof *names == LOWSUPER_STEP_COUNT, "a name per step");
 

@@ -139,6 +139,62 @@ static int step_fds(struct task *task, int32_t *arg)
 	return 0;
 }
 
+/* Write a decimal number to a file below /proc/self. No stdio in this program. */
+static int write_number(const char *path, int value)
+{
+	char text[12];
+	char *at = text + sizeof text;
+	unsigned rest = value < 0 ? 0u - (unsigned)value : (unsigned)value;
+	const int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t written;
+
+	if (fd < 0)
+		return -1;
+	do {
+		*--at = (char)('0' + rest % 10);
+		rest /= 10;
+	} while (rest);
+	if (value < 0)
+		*--at = '-';
+	written = write(fd, at, (size_t)(text + sizeof text - at));
+	/* What close(2) would say is not asked for: it leaves errno alone when it works. */
+	close(fd);
+	return written < 0 ? -1 : 0;
+}
+
+/* While we are still root: only CAP_SYS_RESOURCE lowers it. See proc_pid_oom_score_adj(5). */
+static int step_oom_score(struct task *task, int32_t *arg)
+{
+	(void)arg;
+	if (!(task->plan->flags & LOWSUPER_HAS_OOM_SCORE))
+		return 0;
+	return write_number("/proc/self/oom_score_adj", task->plan->oom_score);
+}
+
+/*
+ * After setsid, which made an autogroup of our own where the kernel has that: a nice value then
+ * counts only among the processes of the session, so the session gets it as well. Without
+ * CAP_SYS_ADMIN it may be set once in 0.1 s on the whole machine (EAGAIN). See sched(7).
+ */
+static int step_nice(struct task *task, int32_t *arg)
+{
+	int tries = 200;
+
+	(void)arg;
+	if (!(task->plan->flags & LOWSUPER_HAS_NICE))
+		return 0;
+	if (setpriority(PRIO_PROCESS, 0, task->plan->nice))
+		return -1;
+	while (write_number("/proc/self/autogroup", task->plan->nice)) {
+		if (errno == ENOENT)
+			return 0; /* this kernel has none */
+		if (errno != EAGAIN || !--tries)
+			return -1;
+		poll(NULL, 0, 20);
+	}
+	return 0;
+}
+
 /* While we are still root: only root may raise a hard limit. See setrlimit(2). */
 static int step_rlimits(struct task *task, int32_t *arg)
 {
@@ -204,6 +260,15 @@ static int step_setresuid(struct task *task, int32_t *arg)
 		return 0;
 	errno = EINVAL;
 	return -1;
+}
+
+/* See PR_SET_NO_NEW_PRIVS(2const). It cannot fail on a kernel that has it, Linux 3.5. */
+static int step_no_new_privs(struct task *task, int32_t *arg)
+{
+	(void)arg;
+	if (!(task->plan->flags & LOWSUPER_NO_NEW_PRIVS))
+		return 0;
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
 /*
@@ -313,11 +378,14 @@ static const struct step enter_steps[] = {
 static const struct step daemon_steps[] = {
 	{ LOWSUPER_STEP_SETSID, step_setsid },
 	{ LOWSUPER_STEP_FDS, step_fds },
+	{ LOWSUPER_STEP_OOM_SCORE, step_oom_score },
+	{ LOWSUPER_STEP_NICE, step_nice },
 	{ LOWSUPER_STEP_RLIMITS, step_rlimits },
 	{ LOWSUPER_STEP_CHDIR, step_chdir },
 	{ LOWSUPER_STEP_SETGROUPS, step_setgroups },
 	{ LOWSUPER_STEP_SETRESGID, step_setresgid },
 	{ LOWSUPER_STEP_SETRESUID, step_setresuid },
+	{ LOWSUPER_STEP_NO_NEW_PRIVS, step_no_new_privs },
 	{ LOWSUPER_STEP_PDEATHSIG, step_pdeathsig },
 	{ LOWSUPER_STEP_UMASK, step_umask },
 	{ LOWSUPER_STEP_SIGNALS, step_signals },

@@ -12,7 +12,7 @@
 
 /* cffi:begin */
 
-/* The steps that can fail, in the order in which they run. Append only, once released. */
+/* The steps that can fail; child.c has the order in which they run. Append only. */
 enum lowsuper_step {
 	LOWSUPER_STEP_NONE,		/* never in a record */
 	LOWSUPER_STEP_PLAN,		/* read the plan */
@@ -29,6 +29,9 @@ enum lowsuper_step {
 	LOWSUPER_STEP_UMASK,
 	LOWSUPER_STEP_SIGNALS,
 	LOWSUPER_STEP_EXECVE,		/* arg: index of the program; err 0: exec comes now */
+	LOWSUPER_STEP_OOM_SCORE,
+	LOWSUPER_STEP_NICE,
+	LOWSUPER_STEP_NO_NEW_PRIVS,
 	LOWSUPER_STEP_COUNT
 };
 
@@ -55,7 +58,10 @@ enum lowsuper_flag {
 	LOWSUPER_HAS_GID = 4,
 	LOWSUPER_HAS_GROUPS = 8,
 	LOWSUPER_HAS_UMASK = 16,
-	LOWSUPER_DIES_WITH_MASTER = 32
+	LOWSUPER_DIES_WITH_MASTER = 32,
+	LOWSUPER_HAS_NICE = 64,
+	LOWSUPER_HAS_OOM_SCORE = 128,
+	LOWSUPER_NO_NEW_PRIVS = 256
 };
 
 /*
@@ -76,6 +82,8 @@ struct lowsuper_plan {
 	uint32_t uid;
 	uint32_t gid;
 	uint32_t umask;
+	int32_t nice;
+	int32_t oom_score;		/* oom_score_adj of proc(5) */
 	uint32_t limits;		/* how many of each follow */
 	uint32_t fds;
 	uint32_t groups;

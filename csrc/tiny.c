@@ -270,6 +270,11 @@ pid_t setsid(void)
 	return (pid_t)CALL0(setsid);
 }
 
+int setpriority(__priority_which_t which, id_t who, int value)
+{
+	return (int)CALL3(setpriority, which, who, value);
+}
+
 int setrlimit(__rlimit_resource_t resource, const struct rlimit *limit)
 {
 	return (int)CALL2(setrlimit, resource, limit);

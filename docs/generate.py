@@ -63,6 +63,9 @@ PARSER_VALUES = {
     "parse_patience": "time",
     "parse_pidfile": "file",
     "parse_limit": "soft[:hard]",
+    "parse_umask": "mode",
+    "parse_nice": "number",
+    "parse_oom_score": "number",
     "_parse_text": "text",
 }
 BLOCK = re.compile(

@@ -78,6 +78,10 @@ class DaemonSpec(Record):
     requires: tuple[str, ...] = ()  # daemons that must be ready first, and without which this stops
     after: tuple[str, ...] = ()  # daemons that must be ready first
     limits: tuple[ResourceLimit, ...] = ()  # a later one of the same resource counts
+    nice: int | None = None  # None: the master's
+    oom_score: int | None = None  # oom_score_adj of proc(5); None: the master's
+    umask: int | None = None  # None: the master's
+    no_new_privs: bool = False  # nothing that it executes gains privileges
 
 
 class Hook(Record):

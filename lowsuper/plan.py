@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lowsuper.model import Command, EnvChange
+    from lowsuper.model import Command, DaemonSpec, EnvChange
 
 EXEC, NSINIT, SHIM = "exec", "nsinit", "shim"
 
@@ -60,6 +60,9 @@ class SpawnPlan(Record):
     groups: tuple[int, ...] | None = None  # None: keep the master's
     umask: int | None = None
     limits: tuple[Limit, ...] = ()
+    nice: int | None = None
+    oom_score: int | None = None  # oom_score_adj
+    no_new_privs: bool = False
     dies_with_master: bool = True  # parent-death signal, and the roles' watch on the master
 
 
@@ -173,6 +176,16 @@ def build_plan(
     )
 
 
+def isolate(plan: SpawnPlan, spec: DaemonSpec) -> SpawnPlan:
+    """Return the plan of a daemon with what its keys limit and take away."""
+    return plan.replace(
+        umask=spec.umask,
+        nice=spec.nice,
+        oom_score=spec.oom_score,
+        no_new_privs=spec.no_new_privs,
+    )
+
+
 def encode(text: str) -> bytes:
     """Return the bytes of a text from the configuration or the environment, unchanged."""
     return text.encode("utf-8", "surrogateescape")
@@ -192,6 +205,10 @@ def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911
         case "execve":
             program = plan.argv[0] if len(plan.programs) > 1 else plan.programs[0]
             return program.decode("utf-8", "surrogateescape")
+        case "nice":
+            return str(plan.nice)
+        case "oom_score":
+            return str(plan.oom_score)
         case "setresuid":
             return str(plan.uid)
         case "setresgid":

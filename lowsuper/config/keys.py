@@ -125,6 +125,36 @@ def parse_patience(text: str) -> units.Ns:
     return patience
 
 
+def parse_umask(text: str) -> int:
+    """Return a file mode creation mask.
+
+    Raises:
+        ValueError: it is none.
+    """
+    mask = units.parse_mode(text)
+    if mask > 0o777:
+        raise ValueError("is more than 777")
+    return mask
+
+
+def parse_nice(text: str) -> int:
+    """Return a nice value.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return units.parse_int(text, -20, 19)
+
+
+def parse_oom_score(text: str) -> int:
+    """Return a value of oom_score_adj.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return units.parse_int(text, -1000, 1000)
+
+
 def _limit(resource: str, help_text: str) -> Key:
     """Return the row of a resource limit."""
 
@@ -172,6 +202,21 @@ KEYS = (
         "with a pidfile: signal it at stop and reload",
         True,
     ),
+    Key(("umask",), parse_umask, "umask", "file mode creation mask"),
+    Key(("nice",), parse_nice, "nice", "nice value, from -20 to 19"),
+    Key(
+        ("oom_score", "oom_score_adj"),
+        parse_oom_score,
+        "oom_score",
+        "from -1000, never killed for lack of memory, to 1000",
+    ),
+    Key(
+        ("no_new_privs",),
+        units.parse_bool,
+        "no_new_privs",
+        "nothing that it executes gains privileges",
+        True,
+    ),
     _limit("as", "address space"),
     _limit("core", "size of a core file"),
     _limit("cpu", "processor time"),
@@ -194,11 +239,11 @@ NAMES = {name: key for key in KEYS for name in key.names}
 
 _LATER_NAMES = (
     "legion groups env envfile clean_env type requires after ready start_timeout restart"
-    " max_restarts log umask nice caps no_new_privs listen watchdog namespaces"
+    " max_restarts log caps listen watchdog namespaces"
 )
 _LATER = frozenset(_LATER_NAMES.split())
 _LATER_PREFIXES = ("cgroup_",)
-LATER_FLAGS = frozenset(("clean_env", "no_new_privs"))
+LATER_FLAGS = frozenset(("clean_env",))
 """Keys of later versions that may stand without "="."""
 
 

@@ -32,18 +32,23 @@ _ROLES = {
     SHIM: lib.LOWSUPER_ROLE_SHIM,
 }
 _MAGIC = lib.LOWSUPER_PLAN_MAGIC
-_HAS_CHDIR, _HAS_UID, _HAS_GID = (
-    lib.LOWSUPER_HAS_CHDIR,
-    lib.LOWSUPER_HAS_UID,
-    lib.LOWSUPER_HAS_GID,
+_OPTIONAL = (
+    ("chdir", lib.LOWSUPER_HAS_CHDIR),
+    ("uid", lib.LOWSUPER_HAS_UID),
+    ("gid", lib.LOWSUPER_HAS_GID),
+    ("groups", lib.LOWSUPER_HAS_GROUPS),
+    ("umask", lib.LOWSUPER_HAS_UMASK),
+    ("nice", lib.LOWSUPER_HAS_NICE),
+    ("oom_score", lib.LOWSUPER_HAS_OOM_SCORE),
 )
-_HAS_GROUPS, _HAS_UMASK = lib.LOWSUPER_HAS_GROUPS, lib.LOWSUPER_HAS_UMASK
+"""Fields of a plan that may be None, and the flags that say that they are not."""
+_NO_NEW_PRIVS = lib.LOWSUPER_NO_NEW_PRIVS
 _DIES_WITH_MASTER = lib.LOWSUPER_DIES_WITH_MASTER
 _STEP_EXECVE = lib.LOWSUPER_STEP_EXECVE
 _STARTED, _EXITED = lib.LOWSUPER_STARTED, lib.LOWSUPER_EXITED
 _spawn = lib.lowsuper_spawn
 
-_HEADER = Struct("12I")  # struct lowsuper_plan
+_HEADER = Struct("5I2i7I")  # struct lowsuper_plan
 _LIMIT = Struct("iiqq")  # struct lowsuper_limit
 _ERROR = Struct("3i")  # struct lowsuper_error
 SIGKILL = 9
@@ -103,6 +108,16 @@ class Child:
         self.pid, self.pidfd, self.error_fd, self.channel_fd = pid, pidfd, error_fd, channel_fd
 
 
+def _find_flags(plan: SpawnPlan) -> int:
+    flags = _DIES_WITH_MASTER if plan.dies_with_master else 0
+    if plan.no_new_privs:
+        flags |= _NO_NEW_PRIVS
+    for field, flag in _OPTIONAL:
+        if getattr(plan, field) is not None:
+            flags |= flag
+    return flags
+
+
 def pack(plan: SpawnPlan) -> bytes:
     """Return the plan as the helper reads it: struct lowsuper_plan and what follows it.
 
@@ -112,19 +127,7 @@ def pack(plan: SpawnPlan) -> bytes:
     Raises:
         KernelError: EINVAL, a NUL byte is in one of its strings.
     """
-    flags = _DIES_WITH_MASTER if plan.dies_with_master else 0
-    strings: list[bytes] = []
-    if plan.chdir is not None:
-        flags |= _HAS_CHDIR
-        strings.append(plan.chdir)
-    if plan.uid is not None:
-        flags |= _HAS_UID
-    if plan.gid is not None:
-        flags |= _HAS_GID
-    if plan.groups is not None:
-        flags |= _HAS_GROUPS
-    if plan.umask is not None:
-        flags |= _HAS_UMASK
+    strings = [] if plan.chdir is None else [plan.chdir]
     programs, argv, envp, groups = plan.programs, plan.argv, plan.envp, plan.groups or ()
     strings += programs
     strings += argv
@@ -141,10 +144,12 @@ def pack(plan: SpawnPlan) -> bytes:
         raise KernelError("spawn", EINVAL, plan.name, "a NUL byte in its command or environment")
     header = _HEADER.pack(
         _MAGIC,
-        flags,
+        _find_flags(plan),
         plan.uid or 0,
         plan.gid or 0,
         plan.umask or 0,
+        plan.nice or 0,
+        plan.oom_score or 0,
         len(plan.limits),
         len(plan.fds),
         len(groups),

@@ -49,6 +49,7 @@ from lowsuper.plan import (
     build_environment,
     build_plan,
     identity_variables,
+    isolate,
 )
 
 TYPE_CHECKING = False
@@ -337,6 +338,7 @@ class World:
             fds=(FdSource(0, stdin), FdSource(1, 1), FdSource(2, 2)),
             limits=self._limits if not spec.limits else self._find_limits(spec),
         )
+        plan = isolate(plan, spec)
         if spec.pidfile is not None and role == EXEC:
             # A keeper is told to survive us later, when there is a record of it.
             plan = plan.replace(dies_with_master=False)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
 import pytest
-from masters import needs_root
+from masters import IS_ROOT, needs_root
+
+
+def read_proc(pid, name):
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def status_of(pid):
+    """Return the lines of /proc/PID/status by their names."""
+    lines = read_proc(pid, "status").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def limits_of(pid):
     """Return the soft and hard limits of a process, as text, by the names that the kernel has."""
-    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
+    lines = read_proc(pid, "limits").splitlines()[1:]
     return {line[:26].strip(): tuple(line[26:].split()[:2]) for line in lines}
 
 
@@ -80,3 +91,66 @@ def test_bad_limit_starts_nothing(masters, key):
     master = masters.begin(f"attach-daemon2 = cmd=sleep 1000,name=web,{key}")
     assert master.wait() == 78
     assert master.has_said("web: rlimit_")
+
+
+# Priorities, umask, privileges.
+
+
+def test_nice_oom_score_umask_and_no_new_privs(masters):
+    master = masters.start(
+        """
+        attach-daemon2 = cmd=sleep 1000,name=web,nice=5,oom-score=300,umask=027,no_new_privs
+        attach-daemon2 = cmd=sleep 1000,name=other,no_new_privs=0
+        """
+    )
+    web, other = master.pid_of("web"), master.pid_of("other")
+    assert os.getpriority(os.PRIO_PROCESS, web) == 5
+    assert os.getpriority(os.PRIO_PROCESS, other) == os.getpriority(os.PRIO_PROCESS, 0)
+    assert read_proc(web, "oom_score_adj") == "300\n"
+    assert read_proc(other, "oom_score_adj") == read_proc(os.getpid(), "oom_score_adj")
+    assert (status_of(web)["Umask"], status_of(web)["NoNewPrivs"]) == ("0027", "1")
+    assert status_of(other)["NoNewPrivs"] == "0"
+    assert master.stop() == 0
+
+
+def test_nice_counts_against_other_daemons(masters):
+    """The kernel shares the processor out between sessions first, where it has autogroups."""
+    master = masters.start("attach-daemon2 = cmd=sleep 1000,name=web,nice=11")
+    try:
+        assert read_proc(master.pid_of("web"), "autogroup").endswith(" nice 11\n")
+    except FileNotFoundError:
+        pytest.skip("needs: CONFIG_SCHED_AUTOGROUP")
+    assert master.stop() == 0
+
+
+@pytest.mark.parametrize("rung", ["ns_pid", "shim"])
+def test_role_between_keeps_its_own_priority(masters, rung):
+    if rung == "ns_pid" and not IS_ROOT:
+        pytest.skip("needs: root")
+    key = ",ns_pid" if rung == "ns_pid" else ""
+    master = masters.start(
+        f"kill-domain = shim\nattach-daemon2 = cmd=sleep 1000,name=web,nice=5,oom_score=700{key}"
+    )
+    web = master.pid_of("web")
+    keeper = int(status_of(web)["PPid"])
+    assert os.getpriority(os.PRIO_PROCESS, web) == 5
+    assert os.getpriority(os.PRIO_PROCESS, keeper) == os.getpriority(os.PRIO_PROCESS, 0)
+    assert read_proc(keeper, "oom_score_adj") == read_proc(os.getpid(), "oom_score_adj")
+    assert master.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("nice=20", "nice=20: is not between -20 and 19"),
+        ("nice=high", "nice=high: is not a number"),
+        ("oom_score=1001", "oom_score=1001: is not between -1000 and 1000"),
+        ("umask=8", "umask=8: is not an octal mode"),
+        ("umask=1022", "umask=1022: is more than 777"),
+        ("no_new_privs=perhaps", "no_new_privs=perhaps: is neither true nor false"),
+    ],
+)
+def test_bad_value_starts_nothing(masters, key, reason):
+    master = masters.begin(f"attach-daemon2 = cmd=sleep 1000,name=web,{key}")
+    assert master.wait() == 78
+    assert master.has_said(reason)

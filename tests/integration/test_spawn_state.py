@@ -190,6 +190,34 @@ def test_environment_directory_umask_and_limits_are_the_plans(spawner, tmp_path)
     os.close(reader)
 
 
+@pytest.mark.parametrize("uid", [None, 65534])
+def test_nice_oom_score_and_no_new_privs_are_the_plans(spawner, still, uid):
+    if os.geteuid() != 0 and uid is not None:
+        pytest.skip("needs: root")
+    plan = make_plan(still, nice=7, oom_score=321, no_new_privs=True, uid=uid)
+    with Run(spawner, plan) as run:
+        assert run.outcome() == ExecOk()
+        process = Path(f"/proc/{run.child.pid}")
+        assert os.getpriority(os.PRIO_PROCESS, run.child.pid) == 7
+        assert Path(process, "oom_score_adj").read_text() == "321\n"
+        assert status_of(run.child.pid)["NoNewPrivs"] == "1"
+        with contextlib.suppress(FileNotFoundError):  # a kernel without autogroups
+            assert Path(process, "autogroup").read_text().endswith(" nice 7\n")
+    assert "nice 7" not in Path("/proc/self/autogroup").read_text()
+
+
+def test_nice_when_many_start_at_once_is_each_ones(plain_spawner, still):
+    # A user may set the nice value of an autogroup once in 0.1 s only.
+    def act():
+        spawner = spawn.Spawner()
+        with contextlib.ExitStack() as stack:
+            plan = make_plan(still, nice=3)
+            runs = [stack.enter_context(Run(spawner, plan)) for _ in range(4)]
+            return [run.outcome() for run in runs]
+
+    assert in_child(act, uid=NOBODY if os.geteuid() == 0 else None) == [ExecOk()] * 4
+
+
 def test_session_is_the_daemons_own(spawner, still):
     with Run(spawner, make_plan(still)) as run:
         assert run.outcome() == ExecOk()

@@ -63,6 +63,18 @@ def fail_fds(spawner, tmp_path):
     return outcome_of(spawner, make_plan("/bin/true", fds=(NULL, FdSource(2, 2), missing)))
 
 
+def fail_oom_score(spawner, tmp_path):
+    return in_child(lambda: outcome_of(spawner, make_plan("/bin/true", oom_score=-1)), uid=NOBODY)
+
+
+def fail_oom_score_range(spawner, tmp_path):
+    return outcome_of(spawner, make_plan("/bin/true", oom_score=1001))
+
+
+def fail_nice(spawner, tmp_path):
+    return in_child(lambda: outcome_of(spawner, make_plan("/bin/true", nice=-1)), uid=NOBODY)
+
+
 def fail_rlimits(spawner, tmp_path):
     most = int(Path("/proc/sys/fs/nr_open").read_text())
     limits = (Limit(resource.RLIMIT_CORE, 0, 0), Limit(resource.RLIMIT_NOFILE, 16, most + 1))
@@ -167,6 +179,9 @@ CASES = (
     (fail_cgroup, StepFailed("cgroup", ENOENT, 0)),
     (fail_setsid, StepFailed("setsid", EPERM, 0)),
     (fail_fds, StepFailed("fds", ENOENT, 2)),
+    (fail_oom_score, StepFailed("oom_score", EACCES, 0)),
+    (fail_oom_score_range, StepFailed("oom_score", EINVAL, 0)),
+    (fail_nice, StepFailed("nice", EACCES, 0)),
     (fail_rlimits, StepFailed("rlimits", EPERM, 1)),
     (fail_rlimits_as_user, StepFailed("rlimits", EPERM, 0)),
     (fail_chdir, StepFailed("chdir", ENOENT, 0)),
@@ -190,6 +205,7 @@ CASES = (
 CANNOT_FAIL = {
     "none": "is no step",
     "umask": "umask(2): this system call always succeeds",
+    "no_new_privs": "prctl(2): EINVAL before Linux 3.5 only",
     "signals": "sigaction(2): EINVAL only for SIGKILL, SIGSTOP and numbers that do not exist",
 }
 

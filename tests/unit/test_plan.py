@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowsuper.model import Command, EnvChange
+from lowsuper.model import Command, DaemonSpec, EnvChange, Origin
 from lowsuper.plan import (
     DEFAULT_PATH,
     NSINIT,
@@ -16,9 +16,11 @@ from lowsuper.plan import (
     build_plan,
     describe_step,
     encode,
+    isolate,
 )
 
 COMMAND = Command("web -p 80", ("web", "-p", "80"))
+ORIGIN = Origin("test.ini", 1, "attach-daemon", "web -p 80")
 WWW = Identity(33, 34, (34, 50), "www", "/var/www")
 NUMBER = Identity(4711, 4712, ())
 
@@ -101,6 +103,13 @@ def test_plan_passes_on_what_it_is_given():
     assert plan.dies_with_master
 
 
+def test_plan_takes_what_limits_a_daemon_from_its_keys():
+    spec = DaemonSpec("web", COMMAND, ORIGIN, umask=0o27, nice=-5, oom_score=500, no_new_privs=True)
+    plan = isolate(plan_of(), spec)
+    assert (plan.umask, plan.nice, plan.oom_score, plan.no_new_privs) == (0o27, -5, 500, True)
+    assert isolate(plan_of(), DaemonSpec("web", COMMAND, ORIGIN)) == plan_of()
+
+
 def test_encode_keeps_bytes_that_are_not_utf8():
     assert encode(b"caf\xe9 \xc3\xa9".decode("utf-8", "surrogateescape")) == b"caf\xe9 \xc3\xa9"
 
@@ -118,7 +127,10 @@ def test_encode_keeps_bytes_that_are_not_utf8():
         ("fds", 2, ""),
         ("fds", -1, ""),
         ("rlimits", 0, "resource 7 to 1024:4096"),
-        ("rlimits", 1, ""),
+        ("rlimits", 1, "core to 0:unlimited"),
+        ("rlimits", 2, ""),
+        ("nice", 0, "-5"),
+        ("oom_score", 0, "-900"),
         ("clone", 0, ""),
     ],
 )
@@ -128,8 +140,8 @@ def test_step_is_described_by_what_it_was_about(step, arg, text):
         identity=WWW,
         chdir="/srv\udce9",
         fds=(FdSource(0, 5), FdSource(1, path=b"/log")),
-        limits=(Limit(7, 1024, 4096),),
-    )
+        limits=(Limit(7, 1024, 4096), Limit(4, 0, -1, "core")),
+    ).replace(nice=-5, oom_score=-900)
     assert describe_step(plan, step, arg) == text
 
 
