@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from masters import DEADLINE, Master, Masters, is_alive
@@ -64,20 +66,36 @@ def count_starts(master: Master, name: str) -> int:
     return sum(f"lowsuper: {name}: started," in line for line in master.lines)
 
 
-def end_and_reap(pid: int, number: int = signal.SIGKILL, timeout: float = DEADLINE) -> None:
-    """Send a signal to a process and see it end; reap it if it has become our child.
-
-    Orphans come to the test in place of init, which reaps at once: many programs take a zombie
-    that has the pid in their pidfile for a running instance.
-    """
+def end_and_reap(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process and see it end; reap it if it has become our child."""
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, number)
-        ready, _, _ = select.select([pidfd], [], [], timeout)
-        assert ready, f"process {pid} did not end"
-        reap(pidfd)
+        wait_end(pid, pidfd)
     finally:
         os.close(pidfd)
+
+
+def see_end(pid: int) -> None:
+    """Wait until a process has ended; reap it if it has become our child."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        wait_end(pid, pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def wait_end(pid: int, pidfd: int) -> None:
+    """Wait for the end of a process, and reap it as init would, to whom orphans come elsewhere.
+
+    Many programs take a zombie that has the pid in their pidfile for a running instance.
+    """
+    ready, _, _ = select.select([pidfd], [], [], DEADLINE)
+    assert ready, f"process {pid} did not end"
+    reap(pidfd)
 
 
 def reap(pidfd: int) -> None:
@@ -146,3 +164,20 @@ def go_through_all(
     assert read_pid(pidfile) == new
     work()
     return master, new
+
+
+@contextlib.contextmanager
+def run_client(*words: str, **popen) -> Iterator[Callable[[object], None]]:
+    """Start a client that takes a line for each thing to do; yield what gives it one.
+
+    It is one process for the whole test, since that of an interpreted program takes its time.
+    """
+    with subprocess.Popen(words, stdin=subprocess.PIPE, text=True, **popen) as process:
+
+        def give(line: object) -> None:
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+
+        yield give
+        process.stdin.close()
+        assert process.wait(DEADLINE) == 0, f"{words[0]} failed"

@@ -5,12 +5,11 @@ Its queue is a directory: a broker in memory could not be reached from another p
 
 import itertools
 import os
-import subprocess
 import sys
 
 import pytest
 from masters import wait_text
-from real_programs import go_through_all
+from real_programs import go_through_all, run_client
 
 TASKS = """\
 import os
@@ -24,12 +23,22 @@ app.conf.broker_transport_options = {
     "data_folder_in": str(HERE / "queue"),
     "data_folder_out": str(HERE / "queue"),
     "control_folder": str(HERE / "control"),
+    "polling_interval": 0.1,
 }
 
 
 @app.task
 def write(path):
     pathlib.Path(path).write_text(f"{os.getpid()} {os.getppid()}\\n")
+"""
+
+CLIENT = """\
+import sys
+
+import tasks
+
+for line in sys.stdin:
+    tasks.write.delay(line.strip())
 """
 
 
@@ -53,21 +62,17 @@ def test_celery_runs_tasks_before_and_after_its_master_is_replaced(masters, cele
     def work():
         """Put a task into the queue and wait until the worker has done it."""
         result = directory / f"result-{next(numbers)}"
-        subprocess.run(
-            [celery, "-A", "tasks", "call", "tasks.write", "--args", f'["{result}"]'],
-            cwd=directory,
-            check=True,
-            capture_output=True,
-        )
+        put(result)
         who = wait_text(result, r"^(\d+) (\d+)$")
         assert pidfile.read_text().strip() in who.groups()
 
-    go_through_all(
-        masters,
-        f"chdir = {directory}\n"
-        f"smart-attach-daemon = {pidfile} {celery} -A tasks worker --pidfile={pidfile}"
-        f" --pool {pool}\n",
-        name="celery",
-        pidfile=pidfile,
-        work=work,
-    )
+    with run_client(sys.executable, "-c", CLIENT, cwd=directory) as put:
+        go_through_all(
+            masters,
+            f"chdir = {directory}\n"
+            f"smart-attach-daemon = {pidfile} {celery} -A tasks worker --pidfile={pidfile}"
+            f" --pool {pool}\n",
+            name="celery",
+            pidfile=pidfile,
+            work=work,
+        )

@@ -5,11 +5,10 @@ It overwrites its command line, so that only lowsuper's record tells what it is.
 
 import itertools
 import os
-import subprocess
 
 import pytest
 from masters import find_program, wait_text
-from real_programs import go_through_all
+from real_programs import go_through_all, run_client
 
 SCRIPT = """\
 #!/usr/bin/env ruby
@@ -53,10 +52,15 @@ Note = Struct.new(:path) do
 end
 """
 
+CLIENT = """\
+require "./environment"
+$stdin.each_line { |line| Delayed::Job.enqueue(Note.new(line.strip)) }
+"""
+
 
 @pytest.fixture
 def application(masters):
-    """Return the directory of an application with a script/delayed_job and a database."""
+    """Return the directory of an application with a script/delayed_job."""
     find_program("ruby")
     masters.allow_survivors()
     directory = masters.directory
@@ -66,17 +70,7 @@ def application(masters):
     script = directory / "script" / "delayed_job"
     script.write_text(SCRIPT)
     script.chmod(0o755)
-    run_ruby(directory, "")  # makes the database
     return directory
-
-
-def run_ruby(directory, text):
-    subprocess.run(
-        ["ruby", "-r", "./environment", "-e", text],
-        cwd=directory,
-        env={**os.environ, "RAILS_ENV": "production"},
-        check=True,
-    )
 
 
 def test_delayed_job_runs_jobs_before_and_after_its_master_is_replaced(masters, application):
@@ -87,18 +81,20 @@ def test_delayed_job_runs_jobs_before_and_after_its_master_is_replaced(masters, 
     def work():
         """Put a job into the database and wait until the worker has done it."""
         result = application / f"result-{next(numbers)}"
-        run_ruby(application, f"Delayed::Job.enqueue(Note.new({str(result)!r}))")
+        put(result)
         assert wait_text(result, r"^(\d+)$")[1] == pidfile.read_text().strip()
 
-    go_through_all(
-        masters,
-        "env = RAILS_ENV=production\n"
-        "rbrequire = bundler/setup\n"
-        "rack = config.ru\n"
-        f"chdir = {application}\n"
-        "smart-attach-daemon = %(chdir)/tmp/pids/delayed_job.pid"
-        " %(chdir)/script/delayed_job start\n",
-        name="delayed_job",
-        pidfile=pidfile,
-        work=work,
-    )
+    environ = {**os.environ, "RAILS_ENV": "production"}
+    with run_client("ruby", "-e", CLIENT, cwd=application, env=environ) as put:
+        go_through_all(
+            masters,
+            "env = RAILS_ENV=production\n"
+            "rbrequire = bundler/setup\n"
+            "rack = config.ru\n"
+            f"chdir = {application}\n"
+            "smart-attach-daemon = %(chdir)/tmp/pids/delayed_job.pid"
+            " %(chdir)/script/delayed_job start\n",
+            name="delayed_job",
+            pidfile=pidfile,
+            work=work,
+        )

@@ -5,8 +5,15 @@ import shutil
 import struct
 
 import pytest
-from masters import DAEMONS, free_port, wait_gone
-from real_programs import begin_adopting, begin_smart, go_through_all, read_pid, replace_killed
+from masters import DAEMONS, free_port
+from real_programs import (
+    begin_adopting,
+    begin_smart,
+    go_through_all,
+    read_pid,
+    replace_killed,
+    see_end,
+)
 from test_real_memcached import connect
 
 OP_MSG = 2013
@@ -99,7 +106,7 @@ def test_server_shuts_down_cleanly_when_it_is_told(masters, mongod):
     master, pid = begin_smart(masters, text, "db")
     ping(port)
     assert master.stop() == 0
-    wait_gone(pid)
+    see_end(pid)
     assert (directory / "db" / "mongod.lock").stat().st_size == 0
     assert os.path.exists(pidfile)
 
