@@ -9,6 +9,7 @@ import os
 import stat
 
 from lowsuper.errors import PlanError
+from lowsuper.kernel import accounts
 from lowsuper.model import Problem
 from lowsuper.plan import DEFAULT_PATH, Identity
 from lowsuper.units import nearest_name
@@ -16,7 +17,8 @@ from lowsuper.units import nearest_name
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pwd import struct_passwd
+
+    from lowsuper.kernel.accounts import User
 
     from lowsuper.model import Origin
 
@@ -94,7 +96,7 @@ def _look_up(
         return Identity(number, entry.pw_gid if gid is None and entry else gid or 0, further)
     assert entry is not None
     gid = entry.pw_gid if gid is None else gid
-    groups = dict.fromkeys((*os.getgrouplist(user, gid), *further))
+    groups = dict.fromkeys((*accounts.list_groups_of(user, gid), *further))
     return Identity(entry.pw_uid, gid, tuple(groups), user, entry.pw_dir)
 
 
@@ -107,19 +109,19 @@ def _parse_number(text: str, key: str) -> int | None:
     return int(text)
 
 
-def _find_user(user: str, number: int | None, *, needs_entry: bool) -> struct_passwd | None:
+def _find_user(user: str, number: int | None, *, needs_entry: bool) -> User | None:
     if not needs_entry:
         return None
-    import pwd
-
-    try:
-        return pwd.getpwnam(user) if number is None else pwd.getpwuid(number)
-    except (KeyError, ValueError):
-        pass
+    if number is None:
+        entry = accounts.find_user(user)
+    else:
+        entry = accounts.find_user_by_number(number)
+    if entry is not None:
+        return entry
     if number is not None:
         reason = "no user has this number, so its group is not known"
         raise _UnknownError("uid", user, reason, "give gid too")
-    near = nearest_name(user, (entry.pw_name for entry in pwd.getpwall()))
+    near = nearest_name(user, accounts.list_users())
     raise _UnknownError(
         "uid", user, "there is no user of that name", f"did you mean {near}?" if near else ""
     )
@@ -134,12 +136,10 @@ def find_group(group: str, key: str) -> int:
     number = _parse_number(group, key)
     if number is not None:
         return number
-    import grp
-
-    try:
-        return grp.getgrnam(group).gr_gid
-    except (KeyError, ValueError):
-        near = nearest_name(group, (entry.gr_name for entry in grp.getgrall()))
+    found = accounts.find_group(group)
+    if found is not None:
+        return found
+    near = nearest_name(group, accounts.list_groups())
     advice = f"did you mean {near}?" if near else ""
     raise _UnknownError(key, group, "there is no group of that name", advice)
 

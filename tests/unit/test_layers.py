@@ -35,7 +35,7 @@ MAY_IMPORT = {
     # The world.
     "kernel": "errors events plan record units kernel",
     "kernel.source": "config",
-    "kernel.facts": "errors model plan units kernel.records kernel.trust",
+    "kernel.facts": "errors model plan units kernel.accounts kernel.records kernel.trust",
     "kernel.privilege": "errors model plan kernel.facts",
     "kernel.world": "errors events plan report kernel",
     "kernel.adoption": "errors events identity kernel",
