@@ -104,7 +104,13 @@ class KeeperDomain:
     def __init__(self, loop: Loop, rung: str, pidfd: int, on_change: Callable[[], None]) -> None:
         """Take over the keeper's pidfd. It ends with the last process of its domain."""
         self._loop, self.rung, self._pidfd = loop, rung, pidfd
-        loop.watch(pidfd, READ, on_change)
+
+        def on_end() -> None:
+            # Once is enough: somebody may have killed the keeper, and not the daemon.
+            loop.unwatch(pidfd)
+            on_change()
+
+        loop.watch(pidfd, READ, on_end)
 
     def is_empty(self) -> bool:
         """Return whether the keeper has ended."""
