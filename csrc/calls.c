@@ -46,6 +46,7 @@ const char *lowsuper_step_name(int step)
 		[LOWSUPER_STEP_OOM_SCORE] = "oom_score",
 		[LOWSUPER_STEP_NICE] = "nice",
 		[LOWSUPER_STEP_NO_NEW_PRIVS] = "no_new_privs",
+		[LOWSUPER_STEP_CAPS] = "caps",
 	};
 	_Static_assert(sizeof names / sizeof *names == LOWSUPER_STEP_COUNT, "a name per step");
 

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -219,6 +220,55 @@ static int step_chdir(struct task *task, int32_t *arg)
 	return task->chdir ? chdir(task->chdir) : 0;
 }
 
+#define CAPS 64
+
+static int keeps_cap(const struct lowsuper_plan *plan, int cap)
+{
+	return (int)(plan->caps[cap / 32] >> cap % 32 & 1);
+}
+
+/*
+ * The bounding set, while we still have CAP_SETPCAP: what is not in it comes back by no execve, of
+ * a set-user-ID program or by root, that the daemon or its children ever make. Each is looked at,
+ * so that one that is missing, or that this kernel does not know (EINVAL), is named.
+ * See capabilities(7), PR_CAPBSET_DROP(2const).
+ */
+static int step_bounding(struct task *task, int32_t *arg)
+{
+	if (!(task->plan->flags & LOWSUPER_HAS_CAPS))
+		return 0;
+	for (int cap = 0; cap < CAPS; cap++) {
+		const int has = prctl(PR_CAPBSET_READ, cap, 0, 0, 0);
+
+		*arg = cap;
+		if (keeps_cap(task->plan, cap)) {
+			if (has < 0)
+				return -1;
+			if (!has) {
+				errno = EPERM;
+				return -1;
+			}
+		} else if (has > 0 && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0)) {
+			return -1;
+		}
+	}
+	return 0;
+}
+
+/*
+ * Leaving uid 0 would empty the permitted set, out of which step_caps takes what is kept. The
+ * execve ends this. See PR_SET_KEEPCAPS(2const).
+ */
+static int step_keep_caps(struct task *task, int32_t *arg)
+{
+	const struct lowsuper_plan *plan = task->plan;
+
+	*arg = -1;
+	if (!(plan->flags & LOWSUPER_HAS_CAPS) || !(plan->caps[0] | plan->caps[1]))
+		return 0;
+	return prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0);
+}
+
 /* Groups before the uid, which takes the right to change them away. See setgroups(2). */
 static int step_setgroups(struct task *task, int32_t *arg)
 {
@@ -260,6 +310,51 @@ static int step_setresuid(struct task *task, int32_t *arg)
 		return 0;
 	errno = EINVAL;
 	return -1;
+}
+
+/*
+ * After the uid, whose change empties the effective and the ambient set. All sets become what is
+ * kept: the ambient one lets a user other than root have it after the execve, and needs it to be
+ * permitted and inheritable. Read back, as with the uid. See capset(2), PR_CAP_AMBIENT(2const).
+ */
+static int step_caps(struct task *task, int32_t *arg)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct sets[2], found[2];
+	const struct lowsuper_plan *plan = task->plan;
+
+	if (!(plan->flags & LOWSUPER_HAS_CAPS))
+		return 0;
+	*arg = -1;
+	if (syscall(SYS_capget, &header, found))
+		return -1;
+	for (int cap = 0; cap < CAPS; cap++)
+		if (keeps_cap(plan, cap) && !(found[cap / 32].permitted >> cap % 32 & 1)) {
+			*arg = cap;
+			errno = EPERM;
+			return -1;
+		}
+	for (int i = 0; i < 2; i++)
+		sets[i] = (struct __user_cap_data_struct){ plan->caps[i], plan->caps[i],
+							   plan->caps[i] };
+	if (syscall(SYS_capset, &header, sets) ||
+	    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+		return -1;
+	for (int cap = 0; cap < CAPS; cap++) {
+		*arg = cap;
+		if (keeps_cap(plan, cap) && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0))
+			return -1;
+	}
+	*arg = -1;
+	if (syscall(SYS_capget, &header, found))
+		return -1;
+	for (int i = 0; i < 2; i++)
+		if (found[i].effective != plan->caps[i] || found[i].permitted != plan->caps[i] ||
+		    found[i].inheritable != plan->caps[i]) {
+			errno = EINVAL;
+			return -1;
+		}
+	return 0;
 }
 
 /* See PR_SET_NO_NEW_PRIVS(2const). It cannot fail on a kernel that has it, Linux 3.5. */
@@ -382,9 +477,12 @@ static const struct step daemon_steps[] = {
 	{ LOWSUPER_STEP_NICE, step_nice },
 	{ LOWSUPER_STEP_RLIMITS, step_rlimits },
 	{ LOWSUPER_STEP_CHDIR, step_chdir },
+	{ LOWSUPER_STEP_CAPS, step_bounding },
 	{ LOWSUPER_STEP_SETGROUPS, step_setgroups },
 	{ LOWSUPER_STEP_SETRESGID, step_setresgid },
+	{ LOWSUPER_STEP_CAPS, step_keep_caps },
 	{ LOWSUPER_STEP_SETRESUID, step_setresuid },
+	{ LOWSUPER_STEP_CAPS, step_caps },
 	{ LOWSUPER_STEP_NO_NEW_PRIVS, step_no_new_privs },
 	{ LOWSUPER_STEP_PDEATHSIG, step_pdeathsig },
 	{ LOWSUPER_STEP_UMASK, step_umask },

@@ -32,6 +32,7 @@ enum lowsuper_step {
 	LOWSUPER_STEP_OOM_SCORE,
 	LOWSUPER_STEP_NICE,
 	LOWSUPER_STEP_NO_NEW_PRIVS,
+	LOWSUPER_STEP_CAPS,		/* arg: the capability, or -1 */
 	LOWSUPER_STEP_COUNT
 };
 
@@ -61,7 +62,8 @@ enum lowsuper_flag {
 	LOWSUPER_DIES_WITH_MASTER = 32,
 	LOWSUPER_HAS_NICE = 64,
 	LOWSUPER_HAS_OOM_SCORE = 128,
-	LOWSUPER_NO_NEW_PRIVS = 256
+	LOWSUPER_NO_NEW_PRIVS = 256,
+	LOWSUPER_HAS_CAPS = 512
 };
 
 /*
@@ -84,6 +86,7 @@ struct lowsuper_plan {
 	uint32_t umask;
 	int32_t nice;
 	int32_t oom_score;		/* oom_score_adj of proc(5) */
+	uint32_t caps[2];		/* bit n of 64: keep capability n */
 	uint32_t limits;		/* how many of each follow */
 	uint32_t fds;
 	uint32_t groups;

@@ -64,6 +64,7 @@ PARSER_VALUES = {
     "parse_pidfile": "file",
     "parse_limit": "soft[:hard]",
     "parse_umask": "mode",
+    "parse_caps": "names",
     "parse_nice": "number",
     "parse_oom_score": "number",
     "_parse_text": "text",

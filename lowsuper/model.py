@@ -82,6 +82,7 @@ class DaemonSpec(Record):
     oom_score: int | None = None  # oom_score_adj of proc(5); None: the master's
     umask: int | None = None  # None: the master's
     no_new_privs: bool = False  # nothing that it executes gains privileges
+    caps: tuple[int, ...] | None = None  # that it keeps; None: those of its user
 
 
 class Hook(Record):

@@ -7,6 +7,7 @@ opened and nothing is started here.
 from __future__ import annotations
 
 from lowsuper.record import Record
+from lowsuper.units import CAPABILITIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class SpawnPlan(Record):
     nice: int | None = None
     oom_score: int | None = None  # oom_score_adj
     no_new_privs: bool = False
+    caps: int | None = None  # bit n: keep capability n; None: as the uid has it
     dies_with_master: bool = True  # parent-death signal, and the roles' watch on the master
 
 
@@ -183,6 +185,7 @@ def isolate(plan: SpawnPlan, spec: DaemonSpec) -> SpawnPlan:
         nice=spec.nice,
         oom_score=spec.oom_score,
         no_new_privs=spec.no_new_privs,
+        caps=None if spec.caps is None else sum(1 << cap for cap in set(spec.caps)),
     )
 
 
@@ -205,10 +208,6 @@ def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911
         case "execve":
             program = plan.argv[0] if len(plan.programs) > 1 else plan.programs[0]
             return program.decode("utf-8", "surrogateescape")
-        case "nice":
-            return str(plan.nice)
-        case "oom_score":
-            return str(plan.oom_score)
         case "setresuid":
             return str(plan.uid)
         case "setresgid":
@@ -221,6 +220,20 @@ def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911
             return f"{path or source.fd} as descriptor {source.target}"
         case "rlimits" if 0 <= arg < len(plan.limits):
             return _describe_limit(plan.limits[arg])
+        case _:
+            return _describe_isolation(plan, step, arg)
+
+
+def _describe_isolation(plan: SpawnPlan, step: str, arg: int) -> str:
+    match step:
+        case "caps" if 0 <= arg < len(CAPABILITIES):
+            return CAPABILITIES[arg]
+        case "caps" if arg >= 0:
+            return f"capability {arg}"
+        case "nice":
+            return str(plan.nice)
+        case "oom_score":
+            return str(plan.oom_score)
         case _:
             return ""
 

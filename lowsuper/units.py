@@ -133,6 +133,32 @@ def parse_size(text: str) -> int:
     return int(number) * _SIZE_UNITS[unit]
 
 
+_CAPABILITY_NAMES = (
+    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap"
+    " linux_immutable net_bind_service net_broadcast net_admin net_raw ipc_lock ipc_owner"
+    " sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin sys_boot sys_nice"
+    " sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap"
+    " mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf"
+    " checkpoint_restore"
+)
+CAPABILITIES = tuple(_CAPABILITY_NAMES.split())
+"""The names of the capabilities 0, 1, ... without CAP_: see capabilities(7)."""
+
+
+def parse_capability(text: str) -> int:
+    """Return the number of a capability given by name: `net_raw`, `CAP_NET_RAW`.
+
+    Raises:
+        ValueError: there is no such capability; the phrase holds the nearest name.
+    """
+    name = text.strip().lower().removeprefix("cap_")
+    if name in CAPABILITIES:
+        return CAPABILITIES.index(name)
+    near = nearest_name(name, CAPABILITIES)
+    hint = f"; did you mean {near}?" if near else ""
+    raise ValueError(f"there is no capability {name}{hint}")
+
+
 def parse_mode(text: str) -> int:
     """Return a file mode or umask written in octal digits.
 

@@ -1,4 +1,4 @@
-"""The values of the daemon keys that limit a daemon: resources.
+"""The values of the daemon keys that limit and isolate a daemon.
 
 Loaded when a configuration has such a key: few have.
 """
@@ -6,7 +6,7 @@ Loaded when a configuration has such a key: few have.
 from __future__ import annotations
 
 from lowsuper.model import ResourceLimit
-from lowsuper.units import SECOND, parse_duration, parse_int, parse_size
+from lowsuper.units import SECOND, parse_capability, parse_duration, parse_int, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,3 +88,22 @@ def parse_limit(resource: str, text: str) -> tuple[ResourceLimit]:
     if hard >= 0 and not 0 <= soft <= hard:
         raise ValueError("its soft limit is above its hard limit")
     return (ResourceLimit(resource, soft, hard),)
+
+
+def split_list(text: str) -> list[str]:
+    """Return the words of a list, parted by commas, semicolons or blanks."""
+    return text.replace(",", " ").replace(";", " ").split()
+
+
+def parse_caps(text: str) -> tuple[int, ...]:
+    """Return the numbers of capabilities given by their names; `none` stands for none at all.
+
+    Raises:
+        ValueError: there is no such capability, or the list is empty.
+    """
+    words = split_list(text)
+    if not words:
+        raise ValueError("is empty; none keeps no capability")
+    if len(words) == 1 and words[0].lower() == "none":
+        return ()
+    return tuple(map(parse_capability, words))

@@ -155,6 +155,13 @@ def parse_oom_score(text: str) -> int:
     return units.parse_int(text, -1000, 1000)
 
 
+def parse_caps(text: str) -> tuple[int, ...]:
+    """Return the capabilities of a list: see `config.isolation`."""
+    from lowsuper.config import isolation
+
+    return isolation.parse_caps(text)
+
+
 def _limit(resource: str, help_text: str) -> Key:
     """Return the row of a resource limit."""
 
@@ -217,6 +224,7 @@ KEYS = (
         "nothing that it executes gains privileges",
         True,
     ),
+    Key(("caps",), parse_caps, "caps", "capabilities that it keeps, or none", adds=True),
     _limit("as", "address space"),
     _limit("core", "size of a core file"),
     _limit("cpu", "processor time"),
@@ -239,7 +247,7 @@ NAMES = {name: key for key in KEYS for name in key.names}
 
 _LATER_NAMES = (
     "legion groups env envfile clean_env type requires after ready start_timeout restart"
-    " max_restarts log caps listen watchdog namespaces"
+    " max_restarts log listen watchdog namespaces"
 )
 _LATER = frozenset(_LATER_NAMES.split())
 _LATER_PREFIXES = ("cgroup_",)

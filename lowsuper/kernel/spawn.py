@@ -40,6 +40,7 @@ _OPTIONAL = (
     ("umask", lib.LOWSUPER_HAS_UMASK),
     ("nice", lib.LOWSUPER_HAS_NICE),
     ("oom_score", lib.LOWSUPER_HAS_OOM_SCORE),
+    ("caps", lib.LOWSUPER_HAS_CAPS),
 )
 """Fields of a plan that may be None, and the flags that say that they are not."""
 _NO_NEW_PRIVS = lib.LOWSUPER_NO_NEW_PRIVS
@@ -48,7 +49,7 @@ _STEP_EXECVE = lib.LOWSUPER_STEP_EXECVE
 _STARTED, _EXITED = lib.LOWSUPER_STARTED, lib.LOWSUPER_EXITED
 _spawn = lib.lowsuper_spawn
 
-_HEADER = Struct("5I2i7I")  # struct lowsuper_plan
+_HEADER = Struct("5I2i9I")  # struct lowsuper_plan
 _LIMIT = Struct("iiqq")  # struct lowsuper_limit
 _ERROR = Struct("3i")  # struct lowsuper_error
 SIGKILL = 9
@@ -142,6 +143,7 @@ def pack(plan: SpawnPlan) -> bytes:
     text = b"\0".join(strings)
     if text.count(b"\0") != len(strings) - 1:
         raise KernelError("spawn", EINVAL, plan.name, "a NUL byte in its command or environment")
+    caps = plan.caps or 0
     header = _HEADER.pack(
         _MAGIC,
         _find_flags(plan),
@@ -150,6 +152,8 @@ def pack(plan: SpawnPlan) -> bytes:
         plan.umask or 0,
         plan.nice or 0,
         plan.oom_score or 0,
+        caps & 0xFFFFFFFF,
+        caps >> 32,
         len(plan.limits),
         len(plan.fds),
         len(groups),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
-from masters import IS_ROOT, needs_root
+from masters import IS_ROOT, NOBODY, need, needs_root
+
+from lowsuper.units import CAPABILITIES
 
 
 def read_proc(pid, name):
@@ -139,9 +142,84 @@ def test_role_between_keeps_its_own_priority(masters, rung):
     assert master.stop() == 0
 
 
+def caps_of(pid):
+    """Return the five sets of capabilities of a process."""
+    status = status_of(pid)
+    return [int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")]
+
+
+NET_BIND_SERVICE, KILL = 1 << 10, 1 << 5
+
+
+@needs_root
+def test_caps_are_kept_by_a_user_and_by_root(masters):
+    master = masters.start(
+        """
+        attach-daemon2 = cmd=sleep 1000,name=user,uid=65534,gid=65534,caps=net_bind_service
+        attach-daemon2 = cmd=sleep 1000,name=root,caps='CAP_KILL,net_bind_service'
+        attach-daemon2 = cmd=sleep 1000,name=nothing,caps=none,uid=65534,gid=65534
+        attach-daemon2 = cmd=sleep 1000,name=other,uid=65534,gid=65534
+        [daemon:lines]
+        command = sleep 1000
+        ns_pid = true
+        caps = kill
+        caps = cap_net_bind_service
+        """
+    )
+    both = NET_BIND_SERVICE | KILL
+    wanted = {"user": NET_BIND_SERVICE, "root": both, "nothing": 0, "lines": both}
+    for name, caps in wanted.items():
+        assert caps_of(master.pid_of(name)) == [caps] * 5, name
+    bounding = caps_of(os.getpid())[3]
+    assert caps_of(master.pid_of("other")) == [0, 0, 0, bounding, 0]
+    assert master.stop() == 0
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("caps=net_bind_service", "port bound, owner refused"),
+        ("caps=chown;net_bind_service", "port bound, owner changed"),
+        ("caps=none", "port refused, owner refused"),
+        ("max_throttle=10", "port refused, owner refused"),
+    ],
+)
+def test_caps_let_a_user_do_what_they_are_for(masters, key, said):
+    master = masters.start(
+        f"attach-daemon2 = cmd={{D}}/low_port.py,name=web,uid={NOBODY},gid={NOBODY},{key}"
+    )
+    master.wait_output(said)
+    assert master.stop() == 0
+
+
+@needs_root
+def test_caps_of_root_let_it_do_nothing_else(masters):
+    master = masters.start("attach-daemon2 = cmd={D}/low_port.py,name=web,caps=none")
+    master.wait_output("port refused, owner refused")
+    assert master.stop() == 0
+
+
+@needs_root
+def test_capability_that_lowsuper_does_not_have_is_named(masters):
+    bounding = caps_of(os.getpid())[3]
+    missing = [name for number, name in enumerate(CAPABILITIES) if not bounding >> number & 1]
+    name = missing[0] if missing else "chown"
+    if not missing:
+        prefix = ("setpriv", "--bounding-set", "-chown")
+        need(shutil.which("setpriv") is not None, "setpriv")
+    else:
+        prefix = ()
+    master = masters.begin(f"attach-daemon2 = cmd=sleep 1000,name=web,caps={name}", prefix=prefix)
+    master.wait_line(rf"web: caps {name}: (Operation not permitted \(lowsuper must have|Invalid)")
+    assert master.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
+        ("caps=net_rwa", "caps=net_rwa: there is no capability net_rwa; did you mean net_raw"),
+        ("caps=", "web: caps.*is empty"),
         ("nice=20", "nice=20: is not between -20 and 19"),
         ("nice=high", "nice=high: is not a number"),
         ("oom_score=1001", "oom_score=1001: is not between -1000 and 1000"),

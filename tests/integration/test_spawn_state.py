@@ -190,6 +190,43 @@ def test_environment_directory_umask_and_limits_are_the_plans(spawner, tmp_path)
     os.close(reader)
 
 
+NET_BIND_SERVICE, KILL = 1 << 10, 1 << 5
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("uid", [None, 0, NOBODY])
+@pytest.mark.parametrize("caps", [0, KILL, NET_BIND_SERVICE | KILL])
+@pytest.mark.parametrize("no_new_privs", [False, True])
+def test_caps_are_what_is_kept_whoever_it_becomes(spawner, still, uid, caps, no_new_privs):
+    plan = make_plan(still, uid=uid, caps=caps, no_new_privs=no_new_privs)
+    with Run(spawner, plan) as run:
+        assert run.outcome() == ExecOk()
+        status = status_of(run.child.pid)
+    sets = {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd")}
+    assert set(sets.values()) == {caps}, sets
+    assert int(status["CapAmb"], 16) == caps
+
+
+@pytest.mark.usefixtures("root")
+def test_caps_leave_the_parent_death_signal(spawner, compiled):
+    # A process that gains capabilities loses it: see commit_creds() in the kernel.
+    reader, writer = os.pipe()
+    plan = make_plan(
+        compiled("identity", IDENTITY),
+        uid=NOBODY,
+        gid=NOBODY,
+        groups=(),
+        caps=NET_BIND_SERVICE,
+        fds=(NULL, FdSource(1, writer), FdSource(2, 2)),
+    )
+    with Run(spawner, plan) as run:
+        os.close(writer)
+        assert run.outcome() == ExecOk()
+        text = read_all(reader).decode()
+    os.close(reader)
+    assert text.endswith(f"\n{int(signal.SIGKILL)} 1\n")
+
+
 @pytest.mark.parametrize("uid", [None, 65534])
 def test_nice_oom_score_and_no_new_privs_are_the_plans(spawner, still, uid):
     if os.geteuid() != 0 and uid is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 from errno import (
@@ -73,6 +74,39 @@ def fail_oom_score_range(spawner, tmp_path):
 
 def fail_nice(spawner, tmp_path):
     return in_child(lambda: outcome_of(spawner, make_plan("/bin/true", nice=-1)), uid=NOBODY)
+
+
+def fail_caps(spawner, tmp_path):
+    # As it has them by default, a user can take none of root's away.
+    return in_child(lambda: outcome_of(spawner, make_plan("/bin/true", caps=0)), uid=NOBODY)
+
+
+def fail_caps_missing(spawner, tmp_path):
+    # In the bounding set, which nobody changes here, but not permitted.
+    everything = bounding_set()
+    lowest = (everything & -everything).bit_length() - 1
+    assert lowest == 0
+    return in_child(
+        lambda: outcome_of(spawner, make_plan("/bin/true", caps=everything)), uid=NOBODY
+    )
+
+
+def fail_caps_unknown(spawner, tmp_path):
+    return outcome_of(spawner, make_plan("/bin/true", caps=bounding_set() | 1 << 63))
+
+
+def fail_caps_unbound(spawner, tmp_path):
+    def act():
+        ctypes.CDLL(None).prctl(24, 0, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_CHOWN
+        return outcome_of(spawner, make_plan("/bin/true", caps=1))
+
+    return in_child(act)
+
+
+def bounding_set() -> int:
+    """Return the capabilities that may be had here, which in a container are not all."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("CapBnd:")[2].split()[0], 16)
 
 
 def fail_rlimits(spawner, tmp_path):
@@ -182,6 +216,10 @@ CASES = (
     (fail_oom_score, StepFailed("oom_score", EACCES, 0)),
     (fail_oom_score_range, StepFailed("oom_score", EINVAL, 0)),
     (fail_nice, StepFailed("nice", EACCES, 0)),
+    (fail_caps, StepFailed("caps", EPERM, 0)),
+    (fail_caps_missing, StepFailed("caps", EPERM, 0)),
+    (fail_caps_unknown, StepFailed("caps", EINVAL, 63)),
+    (fail_caps_unbound, StepFailed("caps", EPERM, 0)),
     (fail_rlimits, StepFailed("rlimits", EPERM, 1)),
     (fail_rlimits_as_user, StepFailed("rlimits", EPERM, 0)),
     (fail_chdir, StepFailed("chdir", ENOENT, 0)),

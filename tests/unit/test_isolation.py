@@ -62,3 +62,33 @@ def test_limit_that_is_none_is_refused(resource, text, reason):
 def test_every_resource_has_a_key():
     wanted = {f"rlimit_{resource}" for resource in isolation.RESOURCES}
     assert {name for name in keys.NAMES if name.startswith("rlimit_")} == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "caps"),
+    [
+        ("kill", (5,)),
+        ("CAP_NET_BIND_SERVICE, chown", (10, 0)),
+        ("chown;Kill  cap_checkpoint_restore", (0, 5, 40)),
+        ("none", ()),
+        ("NONE", ()),
+    ],
+)
+def test_caps(text, caps):
+    assert keys.NAMES["caps"].parse(text) == caps
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is empty"),
+        (",", "is empty"),
+        ("net_bind_servise", "no capability net_bind_servise; did you mean net_bind_service"),
+        ("cap_net_rwa", "no capability net_rwa; did you mean net_raw"),
+        ("none,kill", "no capability none"),
+        ("5", "no capability 5"),
+    ],
+)
+def test_caps_that_are_none_are_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        isolation.parse_caps(text)

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "master": "errors events machine record units",
     "state": "machine record",
     "report": "errors events machine units",
-    "plan": "record",
+    "plan": "record units",
     "command": "model record",
     "config": "command errors model record units config",
     # The world.

@@ -107,6 +107,9 @@ def test_plan_takes_what_limits_a_daemon_from_its_keys():
     spec = DaemonSpec("web", COMMAND, ORIGIN, umask=0o27, nice=-5, oom_score=500, no_new_privs=True)
     plan = isolate(plan_of(), spec)
     assert (plan.umask, plan.nice, plan.oom_score, plan.no_new_privs) == (0o27, -5, 500, True)
+    assert isolate(plan_of(), spec).caps is None
+    assert isolate(plan_of(), spec.replace(caps=())).caps == 0
+    assert isolate(plan_of(), spec.replace(caps=(0, 10, 10))).caps == 1 << 10 | 1
     assert isolate(plan_of(), DaemonSpec("web", COMMAND, ORIGIN)) == plan_of()
 
 
@@ -131,6 +134,9 @@ def test_encode_keeps_bytes_that_are_not_utf8():
         ("rlimits", 2, ""),
         ("nice", 0, "-5"),
         ("oom_score", 0, "-900"),
+        ("caps", 10, "net_bind_service"),
+        ("caps", 63, "capability 63"),
+        ("caps", -1, ""),
         ("clone", 0, ""),
     ],
 )
