@@ -1,10 +1,14 @@
 """nginx as a smart daemon, and its upgrade in place: another process takes the pidfile over."""
 
+import select
 import signal
+import time
 import urllib.request
 
 import pytest
 from masters import (
+    DEADLINE,
+    children_of,
     find_program,
     free_port,
     is_alive,
@@ -71,6 +75,7 @@ class Site:
         parent = int(status_of(pid)["PPid"])
         if name_of(parent) == "nginx":
             wait_gone(parent)
+        wait_workers(pid)
         send(pid, signal.SIGUSR2)
 
     def upgrade(self, old):
@@ -81,6 +86,14 @@ class Site:
         self.work()
         end_and_reap(old, signal.SIGQUIT)
         return read_pid(self.pidfile)
+
+
+def wait_workers(pid):
+    """Wait until an nginx has started its workers: what it is sent before, it may sleep over."""
+    end = time.monotonic() + DEADLINE
+    while not children_of(pid):
+        assert time.monotonic() < end, f"nginx {pid} has no workers"
+        select.select([], [], [], 0.005)
 
 
 @pytest.fixture
@@ -143,6 +156,7 @@ def test_rolled_back_upgrade_of_nginx_is_followed_back(open_masters, site):
     master, old = begin_smart(open_masters, site.text, "nginx")
     site.start_successor(old)
     new = master.wait_moved("nginx")
+    wait_workers(new)
     send(new, signal.SIGQUIT)
     wait_gone(new)
     assert master.wait_moved("nginx") == old == read_pid(site.pidfile)
