@@ -54,7 +54,21 @@ from lowsuper.events import (
     WentDown,
 )
 from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up, step
-from lowsuper.machine.states import AGAIN, CRASHED, DOWN, RELOADED, SLOW_START, STUCK, UNREADY
+from lowsuper.machine.smart import DOUBT, SUCCESSION
+from lowsuper.machine.states import (
+    AGAIN,
+    ASKING,
+    CRASHED,
+    DOUBTED,
+    DOUBTING,
+    DOWN,
+    RELOADED,
+    SLOW_START,
+    STUCK,
+    SURE,
+    UNNAMED,
+    UNREADY,
+)
 from lowsuper.model import Command, DaemonSpec, Origin
 from lowsuper.units import SECOND
 
@@ -88,7 +102,12 @@ STATES = {
     "Awaiting": Awaiting(RUN, BORN, NOW, BORN, 1, 77, first=True),
     "gone": Awaiting(RUN, BORN, NOW, BORN, 1, 77, gone=True, status=0),
     "lost": Awaiting(RUN, BORN, NOW, BORN - FREQ, 1, 77, lost=True, gone=True, status=0, told=True),
+    "failed": Awaiting(RUN, BORN, NOW, BORN, 1, 77, lost=True, gone=True, status=256, last=True),
     "Up": Up(RUN, BORN, 1, 77),
+    "doubting": Up(RUN, BORN, 1, 77, doubted=DOUBTING),
+    "asking": Up(RUN, BORN, 1, 77, doubted=ASKING),
+    "doubted": Up(RUN, BORN, 1, 77, doubted=DOUBTED),
+    "unnamed": Up(RUN, BORN, 1, 77, doubted=UNNAMED),
     "Stopping": Stopping(RUN, BORN, NOW, BORN, 1, 77, AGAIN, main_gone=True),
     "Backoff": Backoff(RUN, 2, NOW),
 }
@@ -96,6 +115,7 @@ EVENTS = {
     "Start": Start(),
     "Stop": Stop(),
     "Reload": Reload(),
+    "changes": Reload(changes=True),
     "Kill": Kill(),
     "Touched": Touched("/t"),
     "Timer": Timer(RUN),
@@ -127,12 +147,24 @@ KILLED = ("Stopping", "KillDomain SetTimer Settled")
 KILLED_BROKEN = ("Stopping", "KillDomain SetTimer DaemonNotStarted")
 FOUND = ("Up", "DaemonFound Settled")
 LOOKED = ("same", "Look")
+RUNS = {
+    "Stop": LEFT,
+    "Reload": LEFT,
+    "changes": ASKED,
+    "Touched": ASKED,
+    "Exited": ("Awaiting", "Look"),
+    "left": ("Awaiting", "Look"),
+    "PidfileTouched": LOOKED,
+    "Found": ("Up", "DaemonMoved"),
+    "Unseen": ("Up", "DaemonDoubted"),
+    "NotNamed": ("Up", "DaemonDoubted"),
+}
 TABLE = {
     "Down": {"Start": ("Looking", "CancelTimer Look")},
     "Looking": {
         "Stop": ("Down", "Settled CancelTimer Leave WentDown"),
         "Reload": ("Down", "Settled CancelTimer Leave WentDown"),
-        "Kill": ("Down", "Settled CancelTimer Leave WentDown"),
+        "changes": ("Down", "Settled CancelTimer Leave WentDown"),
         "Found": FOUND,
         "found same": FOUND,
         "Absent": ("Starting", "DaemonFinding Spawn SetTimer"),
@@ -143,7 +175,7 @@ TABLE = {
     "held": {
         "Stop": AT_ONCE,
         "Reload": AT_ONCE,
-        "Kill": AT_ONCE,
+        "changes": AT_ONCE,
         "Found": FOUND,
         "found same": FOUND,
         "Absent": ("Starting", "DaemonFinding Spawn SetTimer"),
@@ -155,6 +187,7 @@ TABLE = {
     "Starting": {
         "Stop": KILLED,
         "Reload": KILLED,
+        "changes": KILLED,
         "Kill": KILLED,
         "Touched": KILLED,
         "Timer": ("Starting", "DaemonSlow Settled"),
@@ -166,6 +199,7 @@ TABLE = {
     "Broken": {
         "Stop": KILLED_BROKEN,
         "Reload": KILLED_BROKEN,
+        "changes": KILLED_BROKEN,
         "Kill": KILLED_BROKEN,
         "Exited": ("Looking", "DaemonNotStarted CancelTimer Look"),
         "left": ("Broken", "KillDomain"),
@@ -173,7 +207,7 @@ TABLE = {
     "Awaiting": {
         "Stop": LEFT_FIRST,
         "Reload": LEFT_FIRST,
-        "Kill": LEFT_FIRST,
+        "changes": ("Stopping", "Settled Signal SetTimer DaemonEnding"),
         "Touched": ("Stopping", "Settled Signal SetTimer DaemonEnding"),
         "Timer": ("Awaiting", "Look"),
         "Exited": ("Awaiting", "Look"),
@@ -189,7 +223,7 @@ TABLE = {
     "gone": {
         "Stop": LEFT,
         "Reload": LEFT,
-        "Kill": LEFT,
+        "changes": ASKED,
         "Touched": ASKED,
         "Timer": ("Awaiting", "Look"),
         "Emptied": ("Awaiting", "Look"),
@@ -204,7 +238,7 @@ TABLE = {
     "lost": {
         "Stop": LEFT,
         "Reload": LEFT,
-        "Kill": LEFT,
+        "changes": ASKED,
         "Touched": ASKED,
         "Timer": ("Awaiting", "Look"),
         "Emptied": ("Awaiting", "Look"),
@@ -217,23 +251,49 @@ TABLE = {
         "NotNamed": ("Stopping", "DaemonNotReady Signal SetTimer"),
         "Reaped": ("Awaiting", "Look"),
     },
-    "Up": {
+    "failed": {
         "Stop": LEFT,
         "Reload": LEFT,
-        "Kill": LEFT,
+        "changes": ASKED,
         "Touched": ASKED,
-        "Exited": ("Awaiting", "Look"),
-        "left": ("Awaiting", "Look"),
+        "Timer": LOOKED,
+        "Emptied": ("Awaiting", "Look"),
         "PidfileTouched": LOOKED,
-        "Found": ("Up", "DaemonMoved"),
-        "Absent": ("Up", "DaemonDoubted"),
-        "Unseen": ("Up", "DaemonDoubted"),
-        "absent left": ("Up", "DaemonDoubted"),
-        "NotNamed": ("Up", "DaemonDoubted"),
+        "Found": ("Up", "CancelTimer DaemonMoved Settled"),
+        "found same": ("Up", "CancelTimer Settled"),
+        "Absent": ("Stopping", "DaemonDied Signal SetTimer"),
+        "Unseen": ("Stopping", "DaemonNotReady Signal SetTimer"),
+        "absent left": ("Stopping", "DaemonDied Signal SetTimer"),
+        "NotNamed": ("Stopping", "DaemonNotReady Signal SetTimer"),
+        "Reaped": LOOKED,
     },
+    "Up": {
+        **RUNS,
+        "Absent": ("Up", "SetTimer"),
+        "absent left": ("Up", "SetTimer"),
+    },
+    "doubting": {
+        **RUNS,
+        "Exited": ("Awaiting", "CancelTimer Look"),
+        "left": ("Awaiting", "CancelTimer Look"),
+        "Found": ("Up", "CancelTimer DaemonMoved"),
+        "found same": ("Up", "CancelTimer"),
+        "Timer": ("Up", "Look"),
+        "Unseen": ("Up", "CancelTimer DaemonDoubted"),
+        "NotNamed": ("Up", "CancelTimer DaemonDoubted"),
+    },
+    "asking": {
+        **RUNS,
+        "found same": ("Up", ""),
+        "Absent": ("Up", "DaemonDoubted"),
+        "absent left": ("Up", "DaemonDoubted"),
+    },
+    "doubted": RUNS,
+    "unnamed": {key: value for key, value in RUNS.items() if key not in ("Unseen", "NotNamed")},
     "Stopping": {
         "Stop": ("Stopping", ""),
         "Reload": ("Stopping", ""),
+        "changes": ("Stopping", ""),
         "Kill": ("Stopping", "KillDomain SetTimer DaemonKilled"),
         "Timer": ("Stopping", "KillDomain SetTimer DaemonKilled"),
         "SpawnFailed": ("Looking", "DaemonGone CancelTimer Look"),
@@ -245,6 +305,7 @@ TABLE = {
         "Start": ("Looking", "CancelTimer Look"),
         "Stop": AT_ONCE,
         "Reload": AT_ONCE,
+        "changes": AT_ONCE,
         "Kill": AT_ONCE,
         "Touched": ("Looking", "CancelTimer Look"),
         "Timer": ("Looking", "CancelTimer Look"),
@@ -452,7 +513,7 @@ def test_held_waits_until_the_other_lets_go():
     assert of_kind(play.all, Settled) == [Settled(False, True), Settled(True, False)]
 
 
-@pytest.mark.parametrize("event", [Stop(), Reload(), Kill()])
+@pytest.mark.parametrize("event", [Stop(), Reload(), Reload(changes=True)])
 def test_held_when_told_to_end_lets_go(event):
     play = Play()(Start(), HeldBy(RUN, "main, pid 12"), event)
     assert play.state == Down(RUN)
@@ -588,7 +649,7 @@ def test_not_named_ends_the_program_whose_pidfile_cannot_be_written():
     assert only(play.done, Unname) == Unname(RUN)
 
 
-@pytest.mark.parametrize("event", [Stop(), Reload(), Kill()])
+@pytest.mark.parametrize("event", [Stop(), Reload()])
 @pytest.mark.parametrize("spec", [SPEC, NOTIFIED])
 @pytest.mark.parametrize("gone", [False, True])
 def test_awaiting_when_told_to_end_is_left(spec, event, gone):
@@ -668,9 +729,17 @@ def test_end_with_0_whose_rest_ends_too_is_over():
 
 
 @pytest.mark.parametrize("status", [256, 9])
-def test_end_with_a_failure_ends_the_rest_at_once(status):
+def test_end_with_a_failure_gives_a_successor_a_moment_and_ends_the_rest(status):
     play = up().exited(status, left=True).absent(left=True)
-    assert notes(play.done) == [DaemonDied("db", 77, status, 60 * SECOND, True, 0, False)]
+    assert notes(play.done) == [DaemonAwaited("db", 77, status, FINDING, SUCCESSION)]
+    assert of_kind(play.done, SetTimer) == [SetTimer(RUN, play.now + SUCCESSION)]
+    play(PidfileTouched(), after=SUCCESSION // 2).absent(left=True)
+    assert play.done == ()  # it waits no longer for that
+    play(Timer(RUN), after=SUCCESSION // 2)
+    assert play.done == (Look(RUN),)
+    assert not play.count(Signal)
+    play.absent(left=True)
+    assert notes(play.done) == [DaemonDied("db", 77, status, 61 * SECOND, True, 0, False)]
     assert (play.kind, play.state.then, play.state.main_gone) == (Stopping, CRASHED, True)
     assert of_kind(play.done, Signal, SetTimer) == [
         Signal(RUN, 2),
@@ -681,15 +750,56 @@ def test_end_with_a_failure_ends_the_rest_at_once(status):
     assert play.count(Spawn) == 1
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_end_with_a_failure_whose_successor_is_named_in_time_follows_it(last):
+    """The old process of an upgrade takes its place again when the new one fails."""
+    play = up()(PidfileTouched()).found(78, "in the domain")
+    play.exited(256, left=True).absent(left=True)
+    if last:
+        play(Timer(RUN), after=SUCCESSION)
+    else:
+        play(PidfileTouched(), after=SUCCESSION // 2)
+    play.found(77, "in the domain")
+    assert notes(play.done) == [DaemonMoved("db", 78, 77, "in the domain")]
+    assert (play.kind, play.state.pid) == (Up, 77)
+    assert of_kind(play.done, CancelTimer)
+    assert not play.count(Signal, KillDomain)
+
+
+def test_end_with_a_failure_whose_rest_ends_meanwhile_is_over_at_once():
+    play = up().exited(256, left=True).absent(left=True)(Emptied(RUN), after=SUCCESSION // 2)
+    assert play.done == (Look(RUN),)
+    play.absent()
+    assert play.state == Starting(RUN + 1, play.now, 1)
+    assert [type(note) for note in notes(play.done)] == [DaemonDied]
+
+
+def test_end_with_a_failure_when_freq_is_less_than_that_moment_waits_no_longer():
+    spec = SPEC.replace(freq=SUCCESSION // 4)
+    play = up(spec).exited(256, left=True).absent(left=True)
+    assert notes(play.done) == [DaemonAwaited("db", 77, 256, FINDING, SUCCESSION // 4)]
+    assert of_kind(play.done, SetTimer) == [SetTimer(RUN, play.now + SUCCESSION // 4)]
+
+
 @pytest.mark.parametrize("status", [256, 9])
-def test_end_whose_failure_is_told_late_looks_first_and_ends_the_rest(status):
+def test_end_whose_failure_is_told_late_shortens_the_wait_and_ends_the_rest(status):
     play = up().exited(None, left=True).absent(left=True)
     assert notes(play.done) == [DaemonAwaited("db", 77, None, FINDING, FREQ)]
-    play(Reaped(RUN, status))
+    play(Reaped(RUN, status), after=SECOND)
     assert play.done == (Look(RUN),)
     play.absent(left=True)
-    assert notes(play.done) == [DaemonDied("db", 77, status, 60 * SECOND, True, 0, False)]
+    assert play.done == (SetTimer(RUN, play.now + SUCCESSION),)  # said already
+    play(Timer(RUN), after=SUCCESSION).absent(left=True)
+    assert notes(play.done) == [DaemonDied("db", 77, status, 62 * SECOND, True, 0, False)]
     assert only(play.done, Signal) == Signal(RUN, 2)
+
+
+def test_end_whose_failure_is_told_shortly_before_the_deadline_does_not_move_it():
+    play = up().exited(None, left=True).absent(left=True)
+    play(Reaped(RUN, 256), after=FREQ - SUCCESSION // 2).absent(left=True)
+    assert play.done == ()
+    play(Timer(RUN), after=SUCCESSION // 2).absent(left=True)
+    assert (play.kind, play.state.then) == (Stopping, CRASHED)
 
 
 def test_end_whose_success_is_told_late_goes_on_waiting():
@@ -709,7 +819,7 @@ def test_reaped_after_the_restart_changes_nothing():
     assert play(Reaped(RUN, 9)).state == before
 
 
-@pytest.mark.parametrize("event", [Stop(), Reload(), Kill()])
+@pytest.mark.parametrize("event", [Stop(), Reload()])
 @pytest.mark.parametrize("spec", [SPEC, NOTIFIED])
 def test_lost_when_told_to_end_leaves_what_is_there(spec, event):
     play = up(spec).exited(0, left=True).absent(left=True)(event)
@@ -722,6 +832,7 @@ def test_lost_when_told_to_end_leaves_what_is_there(spec, event):
 def test_end_when_control_ends_the_master_once_nothing_is_left(left):
     play = up(CONTROL).exited(768, left=left).absent(left=left)
     if left:
+        play(Timer(RUN), after=SUCCESSION).absent(left=True)
         assert not play.count(ControlEnded)
         play(Emptied(RUN))
     assert play.state == Down(RUN)
@@ -778,14 +889,83 @@ def test_upgrade_in_place_is_followed():
 
 
 def test_pidfile_removed_from_a_live_daemon_is_said_once_and_starts_nothing():
-    play = up()
-    for number in range(3):
-        play(PidfileTouched()).absent(telling=True, left=True)
-        expected = [] if number else [DaemonDoubted("db", 77, FINDING, False)]
-        assert notes(play.done) == expected
-        assert play.kind == Up
+    play = up()(PidfileTouched()).absent(telling=True, left=True)
+    assert play.state.doubted == DOUBTING
+    assert play.done == (SetTimer(RUN, play.now + DOUBT),)
+    play(PidfileTouched(), after=DOUBT // 2).absent(left=True)
+    assert play.done == ()  # no doubt lasts longer for that
+    play(Timer(RUN), after=DOUBT // 2)
+    assert play.state.doubted == ASKING
+    assert play.done == (Look(RUN),)
+    play.absent("the pidfile /p is not there", left=True)
+    assert play.state.doubted == DOUBTED
+    assert play.done == (Say(DaemonDoubted("db", 77, "the pidfile /p is not there", False)),)
+    before = play.state
+    for _ in range(2):
+        play(PidfileTouched()).absent(left=True)
+        assert play.done == ()
+        play.found(77)  # and there it is again
+        assert (play.state, play.done) == (before, ())
     assert play.count(Spawn) == 1
     assert not play.count(Signal, Name)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_pidfile_that_names_it_again_in_time_is_not_mentioned(asked):
+    """Whoever truncates and then writes it is seen in between."""
+    play = up()(PidfileTouched()).absent(left=True)
+    if asked:
+        play(Timer(RUN), after=DOUBT)
+    play.found(77)
+    assert play.state.doubted == SURE
+    assert play.done == (() if asked else (CancelTimer(),))
+    play(PidfileTouched()).absent(left=True)  # the next doubt is a new one
+    assert play.done == (SetTimer(RUN, play.now + DOUBT),)
+    assert not play.count(Signal)
+    assert DaemonDoubted not in map(type, notes(play.all))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_pidfile_that_names_another_in_time_is_followed_without_a_doubt(asked):
+    play = up()(PidfileTouched()).absent(left=True)
+    if asked:
+        play(Timer(RUN), after=DOUBT)
+    play.found(78, "in the domain")
+    assert play.state == Up(RUN, play.now, 1, 78)
+    assert names(play.done) == ("DaemonMoved" if asked else "CancelTimer DaemonMoved")
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_pidfile_removed_by_a_daemon_that_ends_is_not_mentioned(left):
+    play = up()(PidfileTouched()).absent(left=True).exited(0, left=left)
+    assert play.done == (CancelTimer(), Look(RUN))
+    play.absent(left=left)
+    assert DaemonDoubted not in map(type, notes(play.all))
+    assert play.kind == (Awaiting if left else Starting)
+
+
+@pytest.mark.parametrize("event", [Stop(), Reload(), Reload(changes=True), Touched("/t")])
+def test_doubt_ends_with_the_run(event):
+    play = up()(PidfileTouched()).absent(left=True)(event)
+    if play.kind == Down:
+        assert of_kind(play.done, CancelTimer)
+    else:
+        assert only(play.done, SetTimer) == SetTimer(RUN, play.now + PATIENCE)
+        before = play.state
+        assert play(Timer(RUN), after=DOUBT).state == before  # of the doubt, and late
+
+
+def test_pidfile_that_cannot_be_looked_at_under_a_live_daemon_is_said_once():
+    play = up()(PidfileTouched()).absent(left=True)
+    play(PidfileTouched(), Unseen(RUN, "the pidfile /p could not be looked at: EMFILE"))
+    assert play.state.doubted == UNNAMED
+    assert names(play.done) == "CancelTimer DaemonDoubted"
+    for _ in range(2):
+        play(PidfileTouched(), Unseen(RUN, "x"))
+        assert play.done == ()
+        play.absent(left=True)
+        assert play.done == ()
+    assert play.kind == Up
 
 
 def test_pidfile_of_smart2_is_written_again_each_time_and_said_once():
@@ -809,7 +989,7 @@ def test_pidfile_of_smart2_that_cannot_be_written_again_is_said_once():
 
 @pytest.mark.parametrize(
     ("event", "why", "signal"),
-    [(Stop(), "stop", 2), (Reload(), "reload", 1), (Kill(), "stop", None)],
+    [(Stop(), "stop", 2), (Reload(), "reload", 1)],
 )
 @pytest.mark.parametrize("notified", [False, True])
 def test_up_when_told_to_end_is_left_and_at_most_told(event, why, signal, notified):
@@ -829,6 +1009,75 @@ def test_up_when_told_to_end_is_left_and_at_most_told(event, why, signal, notifi
 def test_reload_when_notified_and_it_has_a_reload_signal_uses_that():
     play = up(NOTIFIED.replace(reload_signal=12))(Reload())
     assert only(play.done, Signal) == Signal(RUN, 12)
+
+
+@pytest.mark.parametrize("signal", [None, 12])
+@pytest.mark.parametrize("spec", [SPEC, SMART2, NOTIFIED])
+def test_reload_that_governs_it_otherwise_ends_it(spec, signal):
+    """Its next instance would not find it, and run beside it."""
+    play = up(spec.replace(reload_signal=signal))(Reload(changes=True))
+    asked = 2 if signal is None else signal
+    assert (play.kind, play.state.then) == (Stopping, RELOADED)
+    assert play.done == (
+        Signal(RUN, asked),
+        SetTimer(RUN, play.now + PATIENCE),
+        Say(DaemonEnding("db", 77, asked, PATIENCE, "reload")),
+    )
+    play(Timer(RUN), after=PATIENCE)
+    assert only(play.done, KillDomain) == KillDomain(RUN)
+    play.exited(9, left=True)
+    assert not play.count(Leave, WentDown)
+    play(Emptied(RUN))
+    assert play.state == Down(RUN)
+    unnamed = ["Unname"] if spec == SMART2 else []
+    assert names(play.done).split() == ["DaemonGone", *unnamed, "CancelTimer", "Leave", "WentDown"]
+    play(Start())
+    assert play.state == Looking(RUN + 1, 0, first=True)
+
+
+@pytest.mark.parametrize("case", ["launched", "gone", "earlier", "lost"])
+def test_reload_that_governs_it_otherwise_ends_what_waits_for_its_pidfile(case):
+    play = up() if case == "lost" else Play()(Start())
+    if case == "earlier":
+        play.absent(left=True)
+    elif case == "lost":
+        play.exited(0, left=True).absent(left=True)
+    else:
+        play.absent()(ExecOk(RUN, 77, 33, 34, "cgroup")).absent(left=True)
+        if case == "gone":
+            play.exited(0, left=True).absent(left=True)
+    play(Reload(changes=True))
+    assert play.state.then == RELOADED
+    assert play.state.main_gone == (case != "launched")
+    assert only(play.done, Signal) == Signal(RUN, 2)
+    assert len(of_kind(play.all, Settled)) == 1
+    if case == "launched":
+        play.exited(2)
+    else:
+        play(Emptied(RUN))
+    assert play.state == Down(RUN)
+    assert (play.count(Leave), play.count(WentDown), play.count(Spawn)) == (
+        1,
+        1,
+        case != "earlier",
+    )
+
+
+def test_reload_that_governs_it_otherwise_and_then_a_stop_goes_down():
+    play = up()(Reload(changes=True), Stop())
+    assert (play.kind, play.state.then) == (Stopping, DOWN)
+    play(Kill())
+    assert only(play.done, KillDomain) == KillDomain(RUN)
+
+
+@pytest.mark.parametrize("notified", [False, True])
+def test_brutal_reload_tells_it_and_lets_go(notified):
+    play = up(NOTIFIED if notified else SPEC)(Kill())
+    assert (play.kind, play.done) == (Up, ())
+    play(Reload())
+    tell = "Signal " if notified else ""
+    assert names(play.done) == f"{tell}DaemonLeft CancelTimer Leave WentDown"
+    assert notes(play.done)[0].why == "reload"
 
 
 @pytest.mark.parametrize("spec", [SPEC, SMART2, NOTIFIED])
@@ -900,7 +1149,8 @@ def test_backoff_when_told_to_end_lets_go(event):
 
 def test_crashed_when_its_rest_is_gone_looks_before_it_starts():
     """Somebody may have started it while its rest was ended."""
-    play = up().exited(9, left=True).absent(left=True)(Emptied(RUN), after=SECOND)
+    play = up().exited(9, left=True).absent(left=True)(Timer(RUN), after=SUCCESSION)
+    play.absent(left=True)(Emptied(RUN), after=SECOND)
     assert play.state == Looking(RUN + 1, 0)
     assert notes(play.done) == [DaemonGone("db", 77, 9, SECOND, 0)]
     play.found(78)
