@@ -30,7 +30,7 @@ def find_program_of_all(name: str) -> str:
 
 
 PYTHON = f"{find_python()} -I -S"
-SOLE = f"{PYTHON} {DAEMONS}/sole.py"
+SOLE = f"{PYTHON} {Path(__file__).with_name('sole.py')}"
 SELFD = f"{PYTHON} {DAEMONS}/selfd.py"
 SAY_SIGNALS = f"{PYTHON} {DAEMONS}/say_signals.py"
 BRIEFLY = 0.02
