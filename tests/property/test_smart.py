@@ -57,7 +57,8 @@ from lowsuper.machine import (
     Up,
     step,
 )
-from lowsuper.machine.states import DOWN
+from lowsuper.machine.smart import DOUBT, SUCCESSION
+from lowsuper.machine.states import ASKING, DOUBTING, DOWN
 from lowsuper.model import Command, DaemonSpec, Origin
 from lowsuper.state import dump, load
 from lowsuper.units import SECOND
@@ -72,7 +73,7 @@ SPEC = DaemonSpec(
     pidfile="/p",
     freq=FREQ,
 )
-TIMELESS = Down | Looking | Broken | Up
+TIMELESS = Down | Looking | Broken
 
 
 class SmartMachine(RuleBasedStateMachine):
@@ -141,11 +142,13 @@ class SmartMachine(RuleBasedStateMachine):
                 self.governed = self.waits_for_lock = False
                 self.deadline = None
             case Signal():
-                # A Stop or Reload never signals it, but with notifypid.
-                if isinstance(event, Stop | Reload):
+                # A Stop or Reload never signals it, but with notifypid, or to govern it otherwise.
+                if isinstance(event, Stop | Reload) and isinstance(self.state, Down):
                     assert self.spec.notify_pid
                     assert isinstance(before, Up)
                 else:
+                    assert not isinstance(event, Stop | Kill)
+                    assert not isinstance(event, Reload) or event.changes
                     assert not self.killed
                     self.deadline = self.deadline or self.now + PATIENCE
             case KillDomain():
@@ -248,10 +251,29 @@ class SmartMachine(RuleBasedStateMachine):
             self.execute()
 
     @precondition(lambda self: not isinstance(self.state, Down))
-    @rule(event=st.sampled_from([Stop(), Reload(), Kill(), Stop(), None, None, None]))
+    @rule(event=st.sampled_from([Stop(), Reload(), Reload(changes=True), None, None, None]))
     def stop(self, event):
-        if event is not None:
-            self.send(event)
+        if event is None:
+            return
+        before = self.state
+        self.send(event)
+        if isinstance(event, Stop) or not event.changes:
+            assert isinstance(self.state, Down | Stopping)
+            ends = isinstance(before, Starting | Broken | Stopping)
+            assert ends or isinstance(self.state, Down), "left, not waited for"
+        elif not isinstance(before, Looking | Backoff):  # which may not have seen it
+            assert isinstance(self.state, Stopping), "left to no next instance"
+
+    @precondition(lambda self: not isinstance(self.state, Down))
+    @rule(really=st.sampled_from([True, False, False]))
+    def kill(self, really):
+        """The master does not wait any more, or reloads brutally."""
+        if not really:
+            return
+        before = self.state
+        self.send(Kill())
+        if isinstance(before, Looking | Awaiting | Up):
+            assert self.state == before, "what survives the master is not killed"
 
     @precondition(lambda self: not isinstance(self.state, Down))
     @rule(really=st.sampled_from([True, False]))
@@ -355,7 +377,9 @@ class SmartMachine(RuleBasedStateMachine):
         """A timer of this run that had gone off before the machine set another."""
         if self.timer is None or self.timer[0] > self.now:
             before = self.state
-            if not isinstance(before, Starting):  # it has one only
+            early = isinstance(before, Starting)  # it has one only
+            early |= isinstance(before, Up) and before.doubted == DOUBTING  # it looks early
+            if not early:
                 self.send(Timer(before.run))
                 assert self.state == before
 
@@ -383,12 +407,22 @@ class SmartMachine(RuleBasedStateMachine):
         state = getattr(self, "state", None)
         if isinstance(state, TIMELESS):
             assert self.timer is None, state
+        elif isinstance(state, Up):
+            assert state.doubted != ASKING, "that is answered at once"
+            assert (self.timer is not None) == (state.doubted == DOUBTING)
+            assert self.timer is None or self.timer[0] <= self.now + DOUBT
         elif isinstance(state, Awaiting):
             assert self.timer == (state.deadline, state.run)
         elif isinstance(state, Backoff):
             assert self.timer == (state.until, state.run)
         elif isinstance(state, Stopping) and state.then == DOWN:
             assert self.timer is not None
+
+    @invariant()
+    def a_failure_leaves_a_successor_a_moment_only(self):
+        state = getattr(self, "state", None)
+        if isinstance(state, Awaiting) and state.lost and state.status and self.absent:
+            assert state.deadline - self.now <= SUCCESSION
 
     @invariant()
     def deadline_is_kept(self):
