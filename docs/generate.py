@@ -31,7 +31,12 @@ KIND_VALUES = {
     options.DIRECTORY: "directory",
     options.MODE: "mode",
     options.DURATION: "time",
-    options.HOOK: "command",
+    options.EXEC_HOOK: "command",
+    options.HOOK: "HANDLER:ARGUMENTS",
+    options.MOUNT_HOOK: "FSTYPE SOURCE DIRECTORY [FLAGS [DATA]]",
+    options.UMOUNT_HOOK: "DIRECTORY [FLAGS]",
+    options.TOUCH_HOOK: "FILE HANDLER:ARGUMENTS",
+    options.TOUCH_EXEC: "FILE COMMAND",
     options.ENV: "NAME=text",
     options.UNENV: "NAME",
     options.ENVDIR: "directory",
@@ -45,7 +50,7 @@ KIND_VALUES = {
 }
 REPEATABLE = {
     options.TEXTS,
-    options.HOOK,
+    *options.HOOK_KINDS,
     options.ENV,
     options.UNENV,
     options.ENVDIR,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from lowsuper.command import find_program
 from lowsuper.config.wording import format_json, format_problem
 from lowsuper.errors import EXIT_CONFIG, EXIT_OWN_FAILURE, ConfigError, PlanError
-from lowsuper.model import Origin, Problem
+from lowsuper.model import Exec, Origin, Problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,7 +173,10 @@ class _Checker:
 
     def _check_hook(self, hook: Hook, identity: Identity | None) -> None:
         directory = self._spec.chdir or ""
-        problem = self._judge(hook.command, directory, identity)
+        self._check_parent(hook.origin.key, hook.path or None)
+        if not isinstance(hook.deed, Exec):
+            return
+        problem = self._judge(hook.deed.command, directory, identity)
         if problem is not None:
             self._say(hook.origin, problem[0], advice=problem[1], is_error=True)
 

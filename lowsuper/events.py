@@ -11,6 +11,7 @@ from lowsuper.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from lowsuper.model import Hook
     from lowsuper.units import Ns, RunId
 
 # What happens to one daemon.
@@ -286,10 +287,16 @@ class LoadRefused(Record):
 
 
 class HookEnded(Record):
-    """A hook's command has ended."""
+    """The hook that was running has ended."""
 
-    index: int  # into MasterSpec.hooks
     status: int  # as wait(2) gives it; -1: it could not be started, which was said
+    problem: str = ""  # why it failed, in words, where there is no command whose status tells
+
+
+class HookTouched(Record):
+    """The file of a touch hook has changed."""
+
+    hook: Hook
 
 
 class DaemonSettled(Record):
@@ -322,6 +329,7 @@ MasterEvent = (
     | Loaded
     | LoadRefused
     | HookEnded
+    | HookTouched
     | DaemonSettled
     | DaemonDown
     | DaemonEnded
@@ -352,7 +360,7 @@ class Forget(Record):
 class RunHook(Record):
     """Run one hook; answers with HookEnded."""
 
-    index: int
+    hook: Hook
 
 
 class KillHook(Record):
@@ -597,17 +605,24 @@ class DaemonReaped(Record):
 class HookRuns(Record):
     """A hook was started."""
 
-    phase: str
-    command: str
+    option: str
+    text: str
+
+
+class HookPrints(Record):
+    """A hook says a line."""
+
+    text: str
 
 
 class HookFailed(Record):
-    """A hook ended with another status than 0."""
+    """A hook ended with another status than 0, or could not do what it was to do."""
 
-    phase: str
-    command: str
-    status: int
+    option: str
+    text: str
+    status: int  # as in HookEnded
     fatal: bool
+    problem: str = ""
 
 
 class AllStarted(Record):
@@ -678,6 +693,7 @@ Note = (
     | DaemonLeft
     | DaemonReaped
     | HookRuns
+    | HookPrints
     | HookFailed
     | AllStarted
     | MasterStops

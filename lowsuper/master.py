@@ -23,7 +23,9 @@ from lowsuper.events import (
     Forget,
     HookEnded,
     HookFailed,
+    HookPrints,
     HookRuns,
+    HookTouched,
     Kill,
     KillHook,
     LoadConfig,
@@ -50,6 +52,7 @@ from lowsuper.events import (
     WritePidfiles,
 )
 from lowsuper.machine import Down, Up
+from lowsuper.model import Exec, Exit, Hook, Print
 from lowsuper.record import Record
 from lowsuper.units import Ns
 
@@ -78,7 +81,7 @@ BOOTING, RUNNING, RELOADING, STOPPING, ENDED = (
     "ended",
 )
 
-# Tasks. A hook is its index in MasterSpec.hooks.
+# Tasks, besides the hooks.
 PIDFILES, DROP, PIDFILES2, START, DRAIN, STARTED, FINISH = (
     "pidfiles",
     "drop",
@@ -94,8 +97,9 @@ class Master(Record):
     """The master's state."""
 
     phase: str = BOOTING
-    todo: tuple[str | int, ...] = ()
-    hook: int | None = None  # the running one
+    todo: tuple[str | Hook, ...] = ()
+    hook: Hook | None = None  # the running one
+    touched: tuple[Hook, ...] = ()  # touch hooks whose turn comes when there is nothing to do
     alive: int = 0  # daemons that were told to start and are not down again
     waiting: tuple[str, ...] = ()  # daemons to start when those they come after are ready
     unsettled: int = 0  # of them, those whose first attempt has no outcome yet
@@ -115,7 +119,7 @@ if TYPE_CHECKING:
     Result = tuple[Master, Actions]
 
 
-def step(  # noqa: C901
+def step(  # noqa: C901, PLR0912
     spec: MasterSpec, state: Master, event: MasterEvent, daemons: Daemons, now: Ns
 ) -> Result:
     """Return the new state and what is to be done, in order.
@@ -142,6 +146,8 @@ def step(  # noqa: C901
             return state.replace(loading=False, again=False, again_brutal=False), ()
         case HookEnded():
             return _hook_ended(spec, state, event, now)
+        case HookTouched():
+            return _touched(spec, state, event.hook, now)
         case DaemonSettled():
             return _settled(spec, state, event, daemons, now)
         case DaemonDown():
@@ -161,13 +167,12 @@ def exit_code(status: int) -> int:
     return 128 + signal if signal else (status >> 8) & 0xFF
 
 
-def _hooks(spec: MasterSpec, *phases: str) -> tuple[int, ...]:
-    return tuple(
-        index for phase in phases for index, hook in enumerate(spec.hooks) if hook.phase == phase
-    )
+def _hooks(spec: MasterSpec, *phases: str) -> tuple[Hook, ...]:
+    return tuple(hook for phase in phases for hook in spec.hooks if hook.phase == phase)
 
 
-def _boot(spec: MasterSpec) -> tuple[str | int, ...]:
+def _boot(spec: MasterSpec) -> tuple[str | Hook, ...]:
+    # As in uWSGI, in-jail hooks need no jail; those of post-jail are run by who makes one.
     return (
         *_hooks(spec, "asap", "pre-jail", "in-jail"),
         PIDFILES,
@@ -182,17 +187,45 @@ def _boot(spec: MasterSpec) -> tuple[str | int, ...]:
 def _advance(spec: MasterSpec, state: Master, now: Ns) -> Result:
     """Work through the tasks until one has to wait."""
     done: list[MasterAction] = []
-    while state.todo and state.hook is None:
+    while state.hook is None and (state.todo or state.touched):
+        if not state.todo:
+            hook, *touched = state.touched
+            state, actions = _run(spec, state.replace(touched=tuple(touched)), hook, now)
+            done += actions
+            continue
         task, rest = state.todo[0], state.todo[1:]
-        if isinstance(task, int):
-            hook = spec.hooks[task]
-            state = state.replace(todo=rest, hook=task)
-            return state, (*done, SayMaster(HookRuns(hook.phase, hook.command.text)), RunHook(task))
+        if isinstance(task, Hook):
+            state, actions = _run(spec, state.replace(todo=rest), task, now)
+            done += actions
+            continue
         if (task == DRAIN and state.alive) or (task == STARTED and state.unsettled):
             break
         state, actions = _perform(spec, state.replace(todo=rest), task, now)
         done += actions
     return state, tuple(done)
+
+
+def _run(spec: MasterSpec, state: Master, hook: Hook, now: Ns) -> Result:
+    """Begin with a hook, or do what it says if that is the machine's own business."""
+    deed = hook.deed
+    option, text = _title(hook)
+    runs = SayMaster(HookRuns(option, text))
+    if isinstance(deed, Print):
+        return state, (runs, SayMaster(HookPrints(deed.text)))
+    if not isinstance(deed, Exit):
+        return state.replace(hook=hook), (runs, RunHook(hook))
+    state = state.replace(code=deed.code)
+    if state.phase == STOPPING:
+        # As in uWSGI, where this is the end at once: no other hook comes after it.
+        todo = tuple(task for task in state.todo if not isinstance(task, Hook))
+        return state.replace(todo=todo), (runs,)
+    state, actions = _stop(spec, state, option, now, asked=False)
+    return state, (runs, *actions)
+
+
+def _title(hook: Hook) -> tuple[str, str]:
+    """Return the option and the text of a hook as messages have them."""
+    return hook.origin.key, "(private)" if hook.private else hook.origin.value
 
 
 def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
@@ -201,7 +234,7 @@ def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
         case "pidfiles" | "pidfiles2":
             return state, (WritePidfiles(dropped=task == PIDFILES2),)
         case "drop":
-            if spec.master_as_root or (spec.user is None and spec.group is None):
+            if not _drops(spec):
                 return state, ()
             return state.replace(dropped=True), (DropPrivileges(),)
         case "start":
@@ -217,6 +250,11 @@ def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
             )
         case _:
             return state, ()
+
+
+def _drops(spec: MasterSpec) -> bool:
+    """Return whether the master becomes another user."""
+    return not spec.master_as_root and (spec.user is not None or spec.group is not None)
 
 
 def _start(state: Master, daemons: Sequence[DaemonSpec]) -> Result:
@@ -319,7 +357,8 @@ def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resul
     state = state.replace(loading=False)
     if state.phase != RUNNING:
         return state, ()
-    state = state.replace(phase=RELOADING, since=now, failed=0)
+    # What was touched was a file of the old configuration.
+    state = state.replace(phase=RELOADING, since=now, failed=0, touched=())
     ending: Actions = (TellAll(Reload()),)
     if state.brutal:
         ending = (TellAll(Kill()), *ending)  # killed, but still to be followed by the next one
@@ -400,11 +439,17 @@ def _stop(
     smart = min(state.alive - gone, sum(daemon.pidfile is not None for daemon in spec.daemons))
     stops = MasterStops(why, state.alive - gone - smart, smart)
     say: Actions = (SayMaster(stops), TellAll(Stop()), *hook)
-    # Commands for the unprivileged user are not run by a master that never became it.
-    hooks = () if DROP in state.todo else _hooks(spec, "as-user-atexit")
+    # What is for the unprivileged user is not done by a master that never became it.
+    hooks = () if DROP in state.todo and _drops(spec) else _hooks(spec, "as-user-atexit")
     todo = (DRAIN, *hooks, FINISH)
     state = state.replace(
-        phase=STOPPING, since=now, todo=todo, loading=False, waiting=(), asked=asked
+        phase=STOPPING,
+        since=now,
+        todo=todo,
+        touched=(),
+        loading=False,
+        waiting=(),
+        asked=asked,
     )
     if state.hook is not None or state.alive:
         return state, say
@@ -412,21 +457,26 @@ def _stop(
     return state, (*say, *actions)
 
 
+def _touched(spec: MasterSpec, state: Master, hook: Hook, now: Ns) -> Result:
+    """Run a touch hook, after others; as in uWSGI, only while everything just runs."""
+    if state.phase != RUNNING or hook not in spec.hooks or hook in state.touched:
+        return state, ()
+    return _advance(spec, state.replace(touched=(*state.touched, hook)), now)
+
+
 def _hook_ended(spec: MasterSpec, state: Master, event: HookEnded, now: Ns) -> Result:
-    hook = spec.hooks[event.index]
+    hook = state.hook
+    assert hook is not None, "only a hook that runs can end"
     state = state.replace(hook=None)
     if event.status == 0:
         return _advance(spec, state, now)
-    fatal = state.phase != STOPPING
-    note = HookFailed(hook.phase, hook.command.text, event.status, fatal)
+    safe = isinstance(hook.deed, Exec) and hook.deed.safe
+    fatal = not safe and state.phase != STOPPING and hook.phase != "touch"
+    option, text = _title(hook)
+    note = HookFailed(option, text, event.status, fatal, event.problem)
     if fatal:
-        state, actions = _stop(
-            spec,
-            state.replace(code=EXIT_HOOK),
-            f"the {hook.phase} hook failed",
-            now,
-            asked=False,
-        )
+        why = f"the {hook.phase} hook failed"
+        state, actions = _stop(spec, state.replace(code=EXIT_HOOK), why, now, asked=False)
     else:
         state, actions = _advance(spec, state, now)
     return state, (SayMaster(note), *actions)

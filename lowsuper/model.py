@@ -9,8 +9,17 @@ from __future__ import annotations
 from lowsuper.record import Record
 from lowsuper.units import SECOND, Ns
 
-PHASES = ("asap", "pre-jail", "in-jail", "as-root", "as-user", "as-user-atexit")
-"""The hook phases, in the order in which they come."""
+PHASES = (
+    "asap",
+    "pre-jail",
+    "post-jail",
+    "in-jail",
+    "as-root",
+    "as-user",
+    "as-user-atexit",
+    "touch",
+)
+"""The hook phases, in the order in which they come; `touch` comes whenever a file changes."""
 
 
 class Origin(Record):
@@ -85,14 +94,6 @@ class DaemonSpec(Record):
     caps: tuple[int, ...] | None = None  # that it keeps; None: those of its user
 
 
-class Hook(Record):
-    """A command that runs at one phase, in file order, and must end with status 0."""
-
-    phase: str  # one of PHASES
-    command: Command
-    origin: Origin
-
-
 class Keep(Record):
     """A directory or file of the host that a jail shows."""
 
@@ -117,6 +118,117 @@ class EnvChange(Record):
 
     name: str
     value: str | None  # None: remove it
+
+
+# What a hook does.
+
+
+class Exec(Record):
+    """Run a command and wait for its end."""
+
+    command: Command
+    safe: bool = False  # its failure is said, and nothing more
+
+
+class Mount(Record):
+    """Mount something, in the master's mount namespace: see mount(2)."""
+
+    fstype: str
+    source: str
+    target: str
+    flags: int = 0  # MS_*
+    data: str = ""
+
+
+class Unmount(Record):
+    """Unmount something: see umount2(2)."""
+
+    target: str
+    flags: int = 0  # MNT_*
+    recursive: bool = False  # and first what is mounted below it
+
+
+class Write(Record):
+    """Write a text to a file, which is made where it is missing."""
+
+    path: str
+    text: str
+    append: bool = False
+
+
+class WriteFifo(Record):
+    """Write a text to a FIFO, if somebody reads it."""
+
+    path: str
+    text: str
+
+
+class Unlink(Record):
+    """Remove a file."""
+
+    path: str
+
+
+class MakeDirectory(Record):
+    """Make a directory."""
+
+    path: str
+
+
+class ChangeMode(Record):
+    """Change the mode of a file."""
+
+    path: str
+    mode: int
+    add: bool = False  # to what it has
+
+
+class ChangeOwner(Record):
+    """Change the owner and the group of a file; names or numbers."""
+
+    path: str
+    user: str
+    group: str
+
+
+class ChangeDirectory(Record):
+    """Change the directory of the master, and so of all that it starts from then on."""
+
+    path: str
+
+
+class SetVariable(Record):
+    """Change the environment of all that is started from then on."""
+
+    change: EnvChange
+
+
+class Print(Record):
+    """Say a line."""
+
+    text: str
+
+
+class Exit(Record):
+    """Stop the master."""
+
+    code: int
+
+
+FileDeed = Mount | Unmount | Write | WriteFifo | Unlink | MakeDirectory | ChangeMode | ChangeOwner
+"""What a process of its own does for the master, since it may block."""
+
+Deed = Exec | FileDeed | ChangeDirectory | SetVariable | Print | Exit
+
+
+class Hook(Record):
+    """What is done at one phase. `MasterSpec.hooks` has them in their order within a phase."""
+
+    phase: str  # one of PHASES
+    deed: Deed
+    origin: Origin  # its key and value are what messages show
+    private: bool = False  # the value is not shown
+    path: str = ""  # the file that is watched, for `touch`
 
 
 class MasterSpec(Record):

@@ -11,7 +11,7 @@ from lowsuper.units import CAPABILITIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lowsuper.model import Command, DaemonSpec, EnvChange
 
@@ -125,12 +125,23 @@ def build_environment(inherited: Mapping[str, str], changes: Sequence[EnvChange]
         for name, value in inherited.items()
         if name not in OWN_VARIABLES and not name.startswith(OWN_PREFIX)
     }
+    _change(env, changes)
+    return Environment(env)
+
+
+def change_environment(env: Environment, changes: Iterable[EnvChange]) -> Environment:
+    """Return an environment with some variables changed."""
+    variables = dict(env.variables)
+    _change(variables, changes)
+    return Environment(variables)
+
+
+def _change(variables: dict[str, str], changes: Iterable[EnvChange]) -> None:
     for change in changes:
         if change.value is None:
-            env.pop(change.name, None)
+            variables.pop(change.name, None)
         else:
-            env[change.name] = change.value
-    return Environment(env)
+            variables[change.name] = change.value
 
 
 def build_plan(

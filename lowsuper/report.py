@@ -28,6 +28,7 @@ from lowsuper.events import (
     DaemonStarted,
     DaemonStuck,
     HookFailed,
+    HookPrints,
     HookRuns,
     MasterEnds,
     MasterIgnores,
@@ -264,8 +265,9 @@ def _died(note: DaemonDied) -> str:
     return f"{what}; {_next_start(note.retry)}"
 
 
-def _master_words(
+def _master_words(  # noqa: C901
     note: HookRuns
+    | HookPrints
     | HookFailed
     | AllStarted
     | MasterStops
@@ -276,11 +278,12 @@ def _master_words(
     | MasterEnds,
 ) -> str:
     match note:
-        case HookRuns(phase=phase, command=command):
-            return f"exec-{phase}: {command}"
-        case HookFailed(phase=phase, command=command, status=status, fatal=fatal):
-            how = "could not be started" if status < 0 else format_status(status)
-            return f"exec-{phase}: {command}: {how}{'; giving up' if fatal else ''}"
+        case HookRuns(option=option, text=text):
+            return f"{option}: {text}"
+        case HookPrints(text=text):
+            return text
+        case HookFailed():
+            return _hook_failed(note)
         case AllStarted(count=count, failed=failed, took=took):
             some = f", {failed} could not be started yet" if failed else ""
             return f"ready: {_daemons(count - failed)} up after {format_duration(took)}{some}"
@@ -299,6 +302,14 @@ def _master_words(
             return f"everything has ended; exit status {code}"
         case _:
             assert_never(note)
+
+
+def _hook_failed(note: HookFailed) -> str:
+    if note.problem:
+        how = note.problem
+    else:
+        how = "could not be started" if note.status < 0 else format_status(note.status)
+    return f"{note.option}: {note.text}: {how}{'; giving up' if note.fatal else ''}"
 
 
 def _daemons(count: int) -> str:

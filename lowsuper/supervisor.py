@@ -113,11 +113,11 @@ if TYPE_CHECKING:
         def say_stats(self, states: Mapping[str, State]) -> None:
             """Tell the operator the state of every daemon."""
 
-        def run_hook(self, index: int, hook: Hook) -> None:
+        def run_hook(self, hook: Hook) -> None:
             """Run a hook; HookEnded follows."""
 
         def kill_hook(self) -> None:
-            """SIGKILL the running hook."""
+            """SIGKILL the running hook; HookEnded follows whatever it does."""
 
         def load(self) -> MasterSpec | None:
             """Read the files again; None when they are bad, which was said."""
@@ -275,8 +275,8 @@ class Supervisor:
                 )
             case Forget(name=name):
                 del self._daemons[name], self._states[name]
-            case RunHook(index=index):
-                effects.run_hook(index, self.spec.hooks[index])
+            case RunHook(hook=hook):
+                effects.run_hook(hook)
             case KillHook():
                 effects.kill_hook()
             case LoadConfig():

@@ -5,14 +5,13 @@ Pure. One function per kind of option; the daemons are `daemons`' work.
 
 from __future__ import annotations
 
-from lowsuper.command import parse_command
 from lowsuper.config import keys, options
 from lowsuper.config.daemons import DaemonBuilder
 from lowsuper.config.expand import has_unknown, suggest
 from lowsuper.config.logic import is_block_line
 from lowsuper.config.pidfiles import find_clashes
 from lowsuper.errors import ConfigError
-from lowsuper.model import EnvChange, Hook, MasterSpec, Problem
+from lowsuper.model import EnvChange, MasterSpec, Problem
 from lowsuper.units import parse_bool, parse_duration, parse_mode
 
 TYPE_CHECKING = False
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from lowsuper.config.dialect import Option, Reading
     from lowsuper.config.options import OptionRow
-    from lowsuper.model import Origin
+    from lowsuper.model import Hook, Origin
 
 DEFAULT_LOG_DATE = "%a %b %e %H:%M:%S %Y"
 """What `log-date` without a format means: ctime(3)'s."""
@@ -47,7 +46,7 @@ class Builder:
         self._problems = list(reading.problems)
         self._fields: dict[str, object] = {}
         self._lists: dict[str, list[str]] = {}
-        self._hooks: list[Hook] = []
+        self._hooks: list[tuple[str, Hook]] = []
         self._env: list[EnvChange] = []
         self._late_env: list[EnvChange] = []
         self._origins: list[Origin] = []
@@ -60,7 +59,7 @@ class Builder:
             options.MODE: self._take_mode,
             options.DURATION: self._take_duration,
             options.TEXTS: self._take_texts,
-            options.HOOK: self._take_hook,
+            **dict.fromkeys(options.HOOK_KINDS, self._take_hook),
             options.ENV: self._take_env,
             options.UNENV: self._take_unenv,
             options.ENVDIR: self._take_envdir,
@@ -92,12 +91,13 @@ class Builder:
             name=self._find_name(),
             files=self._reading.files,
             daemons=daemons,
-            hooks=tuple(self._hooks),
+            hooks=tuple(hook for _, hook in sorted(self._hooks, key=_hook_rank)),
             env=(*self._env, *self._late_env),
             origins=tuple(self._origins),
         ).replace(**self._fields, **lists)
         self._require_root(spec)
         self._refuse_clashes(spec)
+        self._notice_hooks_of_no_jail(spec)
         problems = tuple(dict.fromkeys(self._problems))
         if any(problem.is_error for problem in problems):
             raise ConfigError(problems, spec)
@@ -199,7 +199,10 @@ class Builder:
         self._lists.setdefault(row.field, []).append(option.value)
 
     def _take_hook(self, row: OptionRow, option: Option) -> None:
-        self._hooks.append(Hook(row.field, parse_command(option.value), option.origin))
+        from lowsuper.config.hooks import parse_hook  # long, and many files have no hook
+
+        origin = option.origin.replace(key=row.names[0])
+        self._hooks.append((row.kind, parse_hook(row.kind, row.field, origin)))
 
     def _take_env(self, _row: OptionRow, option: Option) -> None:
         name, equals, value = option.value.partition("=")
@@ -258,12 +261,23 @@ class Builder:
                     advice = "set master-as-root = true"
                     self._problems.append(Problem(origin, reason, daemon.name, advice))
 
+    def _notice_hooks_of_no_jail(self, spec: MasterSpec) -> None:
+        for hook in spec.hooks:
+            if hook.phase == "post-jail" and spec.jail is None:
+                reason = "does nothing without a jail"
+                self._problems.append(Problem(hook.origin, reason, is_error=False))
+
     def _refuse_clashes(self, spec: MasterSpec) -> None:
         """Refuse daemons that would take each other's, or the master's, pidfile for their own."""
         for name, reason in find_clashes(spec):
             origin = self._daemons.find_origin(name, "pidfile")
             advice = "give each a pidfile of its own"
             self._problems.append(Problem(origin, reason, name, advice))
+
+
+def _hook_rank(hook: tuple[str, Hook]) -> int:
+    """Return the place of a hook's kind; as in uWSGI, in a phase one kind comes after the other."""
+    return options.HOOK_KINDS.index(hook[0])
 
 
 def build_spec(reading: Reading, directories: Mapping[str, tuple[EnvChange, ...]]) -> MasterSpec:

@@ -126,7 +126,7 @@ subscription-tolerance subscriptions-credentials-check subscriptions-sign-check
 subscriptions-sign-check-tolerance subscriptions-sign-skip-uid suspend suwsgi-socket symcall
 symcall-post-fork symcall-register-rpc tcp-fast-open tcp-fastopen test thread-stack-size
 thread-stacksize threads threads-stack-size threads-stacksize timer tornado touch-chain-reload
-touch-exec touch-logreopen touch-logrotate touch-mules-reload touch-signal touch-spoolers-reload
+touch-logreopen touch-logrotate touch-mules-reload touch-signal touch-spoolers-reload
 touch-workers-reload tuntap-device tuntap-device-rule tuntap-router tuntap-router-firewall-in
 tuntap-router-firewall-out tuntap-router-route tuntap-router-stats udp ugreen-stacksize
 undeferred-shared-socket unique-cron unprivileged-binary-patch unprivileged-binary-patch-arg
@@ -194,24 +194,21 @@ _LATER = """
 binsh call-as-emperor call-as-emperor1 call-as-emperor2 call-as-emperor4 call-as-root
 call-as-user call-as-user-atexit call-as-vassal call-as-vassal1 call-as-vassal3 call-asap
 call-in-jail call-post-jail call-pre-jail cap cgroup cgroup-dir-mode cgroup-opt chdir2 chroot
-cron-legion emperor-use-clone exec-post-jail file-write flock flock-wait flock-wait2 flock2
-force-cwd hook-accepting hook-accepting-once hook-accepting1 hook-accepting1-once
-hook-as-emperor hook-as-root hook-as-user hook-as-user-atexit hook-as-vassal hook-asap
-hook-emperor-lost hook-emperor-reload hook-emperor-start hook-emperor-stop hook-in-jail
-hook-master-start hook-post-fork hook-post-jail hook-pre-jail hook-touch immediate-gid
-immediate-uid inject-after inject-before legion legion-attach-daemon legion-cron
-legion-cron-curl legion-curl-cron legion-death legion-death-on-lord-error legion-freq
-legion-join legion-lord legion-mcast legion-node legion-node-joined legion-node-left
-legion-quorum legion-scroll legion-scroll-list-max-size legion-scroll-max-size legion-setup
-legion-skew-tolerance legion-smart-attach-daemon legion-smart-attach-daemon2 legion-tolerance
-legion-unlord mount-as-emperor mount-as-root mount-as-vassal mount-asap mount-in-jail
-mount-post-jail mount-pre-jail namespace namespace-keep-mount namespace-net ns ns-net
-pivot-root resolve safe-pidfile2 setns setns-skip setns-socket setns-socket-skip
-umount-as-emperor umount-as-root umount-as-vassal umount-asap umount-in-jail umount-post-jail
-umount-pre-jail unique-cron-legion unique-legion-cron unshare unshare2 wait-for-dir
-wait-for-file wait-for-fs wait-for-fs-timeout wait-for-iface wait-for-iface-timeout
-wait-for-interface wait-for-interface-timeout wait-for-mountpoint wait-for-socket
-wait-for-socket-timeout wait-iface wait-iface-timeout wait-interface wait-interface-timeout
+cron-legion emperor-use-clone file-write flock flock-wait flock-wait2 flock2 force-cwd
+hook-accepting hook-accepting-once hook-accepting1 hook-accepting1-once hook-as-emperor
+hook-as-vassal hook-emperor-lost hook-emperor-reload hook-emperor-start hook-emperor-stop
+hook-master-start hook-post-fork immediate-gid immediate-uid inject-after inject-before legion
+legion-attach-daemon legion-cron legion-cron-curl legion-curl-cron legion-death
+legion-death-on-lord-error legion-freq legion-join legion-lord legion-mcast legion-node
+legion-node-joined legion-node-left legion-quorum legion-scroll legion-scroll-list-max-size
+legion-scroll-max-size legion-setup legion-skew-tolerance legion-smart-attach-daemon
+legion-smart-attach-daemon2 legion-tolerance legion-unlord mount-as-emperor mount-as-vassal
+namespace namespace-keep-mount namespace-net ns ns-net pivot-root resolve safe-pidfile2 setns
+setns-skip setns-socket setns-socket-skip umount-as-emperor umount-as-vassal unique-cron-legion
+unique-legion-cron unshare unshare2 wait-for-dir wait-for-file wait-for-fs wait-for-fs-timeout
+wait-for-iface wait-for-iface-timeout wait-for-interface wait-for-interface-timeout
+wait-for-mountpoint wait-for-socket wait-for-socket-timeout wait-iface wait-iface-timeout
+wait-interface wait-interface-timeout
 """
 
 _LATER_FLAGS = """

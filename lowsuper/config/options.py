@@ -16,7 +16,12 @@ DIRECTORY = "directory"  # a field with an absolute path
 MODE = "mode"
 DURATION = "duration"
 TEXTS = "texts"  # appended to a tuple field
-HOOK = "hook"  # `field` is the phase
+EXEC_HOOK = "exec-hook"  # `field` is the phase, of this kind and the next three
+HOOK = "hook"
+MOUNT_HOOK = "mount-hook"
+UMOUNT_HOOK = "umount-hook"
+TOUCH_HOOK = "touch-hook"
+TOUCH_EXEC = "touch-exec"
 ENV = "env"
 UNENV = "unenv"
 ENVDIR = "envdir"
@@ -42,6 +47,17 @@ class OptionRow(Record):
 
 def _row(names: str, kind: str, field: str = "", help_: str = "", short: str = "") -> OptionRow:
     return OptionRow(tuple(names.split()), kind, field, help_, short)
+
+
+def _hook_rows(phase: str, when: str, *, mounts: bool = True) -> tuple[OptionRow, ...]:
+    """Return the rows of one phase; as in uWSGI, all are root's but the last two."""
+    rows = (
+        _row(f"exec-{phase}", EXEC_HOOK, phase, f"run a command {when}"),
+        _row(f"hook-{phase}", HOOK, phase, f"do something {when}"),
+        _row(f"mount-{phase}", MOUNT_HOOK, phase, f"mount a file system {when}"),
+        _row(f"umount-{phase}", UMOUNT_HOOK, phase, f"unmount a file system {when}"),
+    )
+    return rows if mounts else rows[:2]
 
 
 OPTIONS = (
@@ -82,16 +98,22 @@ OPTIONS = (
     _row("vacuum", FLAG, "vacuum", "remove pidfiles and fifos at the end"),
     _row("master", ACCEPTED, "", "accepted: there is always a master", "M"),
     _row("master-fifo", TEXTS, "master_fifo", "take commands from this fifo"),
-    _row("exec-asap", HOOK, "asap", "run a command first of all"),
-    _row("exec-pre-jail", HOOK, "pre-jail", "run a command before the jail is made"),
-    _row("exec-in-jail", HOOK, "in-jail", "run a command in the jail"),
-    _row("exec-as-root", HOOK, "as-root", "run a command before privileges are dropped"),
-    _row("exec-as-user", HOOK, "as-user", "run a command after privileges are dropped"),
-    _row("exec-as-user-atexit", HOOK, "as-user-atexit", "run a command at the end"),
+    _row("touch-exec", TOUCH_EXEC, "touch", "run a command when this file changes"),
+    *_hook_rows("asap", "first of all"),
+    *_hook_rows("pre-jail", "before the jail is made"),
+    *_hook_rows("post-jail", "outside the jail, when it has been made"),
+    *_hook_rows("in-jail", "in the jail"),
+    *_hook_rows("as-root", "before privileges are dropped"),
+    *_hook_rows("as-user", "after privileges are dropped", mounts=False),
+    *_hook_rows("as-user-atexit", "at the end", mounts=False),
+    _row("hook-touch", TOUCH_HOOK, "touch", "do something when this file changes"),
     _row("instance", NAME, "name", "name of this instance"),
     _row("kill-domain", RUNG, "kill_domain", "auto, cgroup or shim"),
 )
 """Every option that is applied."""
+
+HOOK_KINDS = (HOOK, MOUNT_HOOK, UMOUNT_HOOK, EXEC_HOOK, TOUCH_HOOK, TOUCH_EXEC)
+"""In the order in which a phase runs its hooks, which is uWSGI's: `config.hooks` reads them."""
 
 FLAG_KINDS = frozenset((FLAG, ACCEPTED))
 

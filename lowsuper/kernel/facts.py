@@ -10,7 +10,7 @@ import stat
 
 from lowsuper.errors import PlanError
 from lowsuper.kernel import accounts
-from lowsuper.model import Problem
+from lowsuper.model import Origin, Problem
 from lowsuper.plan import DEFAULT_PATH, Identity
 from lowsuper.units import nearest_name
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lowsuper.kernel.accounts import User
-
-    from lowsuper.model import Origin
 
 _LARGEST_ID = (1 << 32) - 2
 _HEAD_BYTES = 256
@@ -142,6 +140,37 @@ def find_group(group: str, key: str) -> int:
     near = nearest_name(group, accounts.list_groups())
     advice = f"did you mean {near}?" if near else ""
     raise _UnknownError(key, group, "there is no group of that name", advice)
+
+
+def find_user_number(user: str) -> int:
+    """Return the number of a user given by name or number.
+
+    Raises:
+        PlanError: there is no user of that name.
+    """
+    try:
+        number = _parse_number(user, "uid")
+        entry = _find_user(user, number, needs_entry=number is None)
+    except _UnknownError as error:
+        raise _name_unknown(error) from None
+    return entry.pw_uid if entry is not None else number or 0
+
+
+def find_group_number(group: str) -> int:
+    """Return the number of a group given by name or number.
+
+    Raises:
+        PlanError: there is no group of that name.
+    """
+    try:
+        return find_group(group, "gid")
+    except _UnknownError as error:
+        raise _name_unknown(error) from None
+
+
+def _name_unknown(error: _UnknownError) -> PlanError:
+    key, value, reason, advice = error.args
+    return PlanError(Problem(Origin("", 0, key, value), f"{value}: {reason}", advice=advice))
 
 
 # Programs.

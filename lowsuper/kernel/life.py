@@ -229,7 +229,6 @@ class Life:
             self._leaf.kill()
         if not self._main_gone or self._child.channel_fd >= 0:
             # Also where the helper has not entered its leaf yet; a namespace ends with its init.
-            # A hook has its group for a kill domain.
             process.send_signal(self._child.pidfd, SIGKILL, group=True)
 
     def take_leaf(self) -> Leaf | None:

@@ -1,8 +1,8 @@
 """The real world: performs what the supervisor's machines ask for, and brings events back.
 
 It implements `supervisor.Effects` with the other modules of `kernel`, each of which owns one
-subject, and holds what belongs to the master's process: the loop, the lives of the daemons, the
-hook that runs, the guard. It decides nothing about a daemon.
+subject, and holds what belongs to the master's process: the loop, the lives of the daemons, its
+directory and environment. It decides nothing about a daemon.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from time import monotonic_ns
 from lowsuper import report
 from lowsuper.errors import KernelError, LowsuperError
 from lowsuper.events import (
-    DaemonNotStarted,
     DaemonReaped,
     Emptied,
-    ExecOk,
     Exited,
     FifoByte,
     HookEnded,
+    HookTouched,
     PidfileTouched,
     Reaped,
     ReloadTouched,
@@ -34,13 +33,15 @@ from lowsuper.events import (
 from lowsuper.kernel import native, process
 from lowsuper.kernel.domain import Domains
 from lowsuper.kernel.fifo import MasterFifo
+from lowsuper.kernel.hooks import Hooks
 from lowsuper.kernel.life import Life
 from lowsuper.kernel.log import Log
-from lowsuper.kernel.loop import Loop
+from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.native import HIGH_FD
 from lowsuper.kernel.privilege import become, resolve, resolve_master
 from lowsuper.kernel.spawn import Spawner, pack
 from lowsuper.kernel.watch import Watcher
+from lowsuper.model import ChangeDirectory, SetVariable
 from lowsuper.plan import (
     EXEC,
     Environment,
@@ -48,6 +49,7 @@ from lowsuper.plan import (
     Limit,
     build_environment,
     build_plan,
+    change_environment,
     identity_variables,
     isolate,
 )
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.smart import SmartLife
     from lowsuper.machine import State
-    from lowsuper.model import DaemonSpec, Hook, MasterSpec
+    from lowsuper.model import DaemonSpec, EnvChange, Hook, MasterSpec
     from lowsuper.plan import SpawnPlan
     from lowsuper.supervisor import Supervisor
     from lowsuper.units import Ns, RunId
@@ -84,6 +86,10 @@ class World:
         log: Log,
         load: Callable[[], MasterSpec | None],
         announce: Callable[[], None],
+        *,
+        spawner: Spawner | None = None,
+        watch: tuple[int, Callable[[], None]] | None = None,
+        null_fd: int = -1,
     ) -> None:
         """Prepare everything that the first start needs.
 
@@ -92,6 +98,9 @@ class World:
             log: where lines go; closed by `run`.
             load: reads the configuration again; None when it is bad, which it said.
             announce: called once when every daemon was started.
+            spawner: where the helper program is out of reach by now; else one is made.
+            watch: a descriptor, and what is called whenever it is readable.
+            null_fd: /dev/null, which a jail may not have; -1: to be opened here.
 
         Raises:
             LowsuperError: this machine lacks something, or another master is in the way.
@@ -103,8 +112,10 @@ class World:
         self._children: dict[int, Callable[[], None]] = {}
         self._over: list[Life | SmartLife] = []
         self._plans: dict[str, Prepared] = {}
-        self._hook: Life | None = None
         self._inherited = dict(os.environ)
+        self._env: Environment
+        self._put_env: dict[str, EnvChange] = {}  # by hooks
+        self._left_directory: str | None = None  # by a hook, for another
         self._umask = os.umask(0)  # `use` sets one at once
         self._pidfiles: set[str] = set()
         native.set_child_subreaper()
@@ -112,11 +123,21 @@ class World:
         self._loop = Loop()
         self._loop.watch_signals(SIGNALS, self._on_signal)
         log.attach(self._loop)
-        self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) if null_fd < 0 else null_fd
         self._limits = raise_file_limit()
         self._first_reserved = first_reserved_fd()
         self._last_pidfd = -1
-        self._spawner = Spawner()
+        self._spawner = spawner or Spawner()
+        if watch is not None:
+            self._loop.watch(watch[0], READ, watch[1])
+        self._hooks = Hooks(
+            self._loop,
+            self._spawner,
+            self._children,
+            self,
+            fds=(FdSource(0, self._null_fd), FdSource(1, 1), FdSource(2, 2)),
+            limits=self._limits,
+        )
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
         self._smart: Governor | None = None
@@ -415,47 +436,41 @@ class World:
 
     # Hooks.
 
-    def run_hook(self, index: int, hook: Hook) -> None:
+    def run_hook(self, hook: Hook) -> None:
         """Run a hook; HookEnded follows."""
-        name = f"exec-{hook.phase}"
-        plan = build_plan(
-            name,
-            hook.command,
-            self._env,
-            fds=(FdSource(0, self._null_fd), FdSource(1, 1), FdSource(2, 2)),
-            limits=self._limits,
-        )
-        failed = False
+        deed = hook.deed
+        match deed:
+            case ChangeDirectory(path=path):
+                self.hook_ended(self._change_directory(path))
+            case SetVariable(change=change):
+                self._put_env[change.name] = change
+                self._env = change_environment(self._env, (change,))
+                self._plans.clear()
+                self.hook_ended(HookEnded(0))
+            case _:
+                self._hooks.run(hook, self._env)
 
-        def post(event: DaemonEvent) -> None:
-            nonlocal failed
-            match event:
-                case SpawnFailed():
-                    failed = True
-                    self.say(DaemonNotStarted(name, event.step, event.errno, event.subject, None))
-                case Exited():
-                    self._over.append(life)
-                    self._hook = None
-                    self._supervisor.post(HookEnded(index, -1 if failed else event.status or 0))
-                case ExecOk():
-                    failed = False
-                case _:
-                    raise AssertionError(event)
-
+    def _change_directory(self, path: str) -> HookEnded:
         try:
-            child = self._spawner.spawn(plan)
+            before = os.getcwd()
+            os.chdir(path)
         except OSError as error:
-            self.say_line(f"{name}: {hook.command.text}: {error}")
-            self._supervisor.post(HookEnded(index, -1))
-            return
-        life = Life(self._loop, 1, plan, child=child, leaf=None, rung="process", post=post)
-        self._hook = life
-        self._children[child.pid] = life.on_exit
+            return HookEnded(1 << 8, str(KernelError("chdir", error.errno or 0, path)))
+        if self._left_directory is None:
+            self._left_directory = before
+        return HookEnded(0)
 
     def kill_hook(self) -> None:
-        """SIGKILL the running hook."""
-        if self._hook is not None:
-            self._hook.kill()
+        """SIGKILL the running hook; HookEnded follows whatever it does."""
+        self._hooks.kill()
+
+    def hook_ended(self, event: HookEnded) -> None:
+        """Take the end of a hook."""
+        self._supervisor.post(event)
+
+    def put_over(self, life: Life) -> None:
+        """Release a life after this turn."""
+        self._over.append(life)
 
     # The master's own process.
 
@@ -481,8 +496,12 @@ class World:
 
     def _adopt(self, spec: MasterSpec) -> None:
         self._identities = resolve(spec)
-        self._env = build_environment(self._inherited, spec.env)
+        env = build_environment(self._inherited, spec.env)
+        self._env = change_environment(env, self._put_env.values()) if self._put_env else env
         self._plans.clear()
+        if self._left_directory is not None:
+            os.chdir(self._left_directory)
+            self._left_directory = None
         if spec.chdir is not None:
             os.chdir(spec.chdir)
         os.umask(self._umask if spec.umask is None else spec.umask)
@@ -494,6 +513,7 @@ class World:
             for path in daemon.touch
         ]
         watched += [(path, self._reloader(path)) for path in spec.touch_reload]
+        watched += [(hook.path, self._hooker(hook)) for hook in spec.hooks if hook.path]
         pidfiles = [
             (os.path.abspath(daemon.pidfile), self._looker(daemon.name))
             for daemon in spec.daemons
@@ -512,6 +532,9 @@ class World:
 
     def _reloader(self, path: str) -> Callable[[], None]:
         return lambda: self._supervisor.post(ReloadTouched(path))
+
+    def _hooker(self, hook: Hook) -> Callable[[], None]:
+        return lambda: self._supervisor.post(HookTouched(hook))
 
     def write_pidfiles(self, spec: MasterSpec, dropped: bool) -> None:
         """Write the pidfiles for before or after the drop of privileges."""

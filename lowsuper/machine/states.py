@@ -27,7 +27,7 @@ from lowsuper.events import SpawnFailed
 from lowsuper.record import Record
 from lowsuper.units import SECOND, Ns, RunId
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Raised whenever a state class changes, for a master that takes over a stored state."""
 
 SLOW_START = 10 * SECOND  # a helper that has not reached execve by then is mentioned

@@ -21,6 +21,7 @@ from lowsuper.events import (
     Finish,
     Forget,
     HookEnded,
+    HookTouched,
     Kill,
     KillHook,
     LoadConfig,
@@ -39,13 +40,14 @@ from lowsuper.events import (
 )
 from lowsuper.machine import Backoff, Down, Starting, Stopping, Up
 from lowsuper.master import BOOTING, ENDED, RELOADING, RUNNING, STOPPING, Master, step
-from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec, Origin
+from lowsuper.model import Command, DaemonSpec, Exec, Exit, Hook, MasterSpec, Origin, Print
 from lowsuper.state import dump, load
 
 ORIGIN = Origin("f", 1, "", "")
 NAMES = "abcd"
 SMART = "bd"
-PHASES = ("asap", "as-root", "as-user", "as-user-atexit")
+PHASES = ("asap", "as-root", "as-user", "as-user-atexit", "touch")
+COMMAND = Command("h", ("h",))
 SIGNALS = st.sampled_from([1, 1, 1, 10, 12])
 STOPS = st.sampled_from([Signalled(15), Signalled(2), FifoByte("q"), FifoByte("Q")])
 
@@ -62,20 +64,24 @@ def build_spec(names, hooks, **fields):
         for index, name in enumerate(names)
         for late in [index > 1]
     )
-    command = Command("h", ("h",))
-    return MasterSpec(
-        "m", daemons=daemons, hooks=tuple(Hook(phase, command, ORIGIN) for phase in hooks), **fields
-    )
+    return MasterSpec("m", daemons=daemons, hooks=tuple(hooks), **fields)
 
 
+def build_hook(phase, deed, number):
+    return Hook(phase, deed, ORIGIN.replace(line=number), path="/f" if phase == "touch" else "")
+
+
+DEEDS = st.sampled_from([*[Exec(COMMAND)] * 5, Exec(COMMAND, safe=True), Print("x"), Exit(3)])
+HOOKS = st.builds(build_hook, st.sampled_from(PHASES), DEEDS, st.integers(1, 3))
 SPECS = st.builds(
     build_spec,
     st.lists(st.sampled_from(NAMES), unique=True),
-    st.lists(st.sampled_from(PHASES), max_size=3),
+    st.lists(HOOKS, max_size=3, unique=True),
     user=st.sampled_from([None, "www"]),
     die_on_term=st.booleans(),
     exit_on_reload=st.sampled_from([False, False, False, True]),
 )
+CLASSES = (Master, Hook, Exec, Exit, Print, Command, Origin)
 UP = Up(1, 0, 1, 7)
 STATES = st.sampled_from([Down(), Starting(1, 0, 1), UP, Stopping(1, 0, 0, 0, 1, 7, "down")])
 TASKS = st.sampled_from(["pidfiles", "drop", "pidfiles2", "start", "drain", "started", "finish"])
@@ -83,7 +89,8 @@ MASTERS = st.builds(
     Master,
     phase=st.sampled_from([BOOTING, RUNNING, RELOADING, STOPPING, ENDED]),
     todo=st.lists(TASKS, max_size=4).map(tuple),
-    hook=st.none() | st.just(0),
+    hook=st.none() | HOOKS,
+    touched=st.lists(HOOKS, max_size=2).map(tuple),
     alive=st.integers(0, 4),
     unsettled=st.integers(0, 4),
     failed=st.integers(0, 4),
@@ -99,7 +106,8 @@ EVENTS = st.one_of(
     st.sampled_from([Boot(), ReloadTouched("/"), Loaded(), LoadRefused()]),
     st.builds(Signalled, st.integers(1, 64)),
     st.builds(FifoByte, st.characters(max_codepoint=255)),
-    st.builds(HookEnded, st.just(0), st.sampled_from([0, 9, 256, -1])),
+    st.builds(HookEnded, st.sampled_from([0, 9, 256, -1])),
+    st.builds(HookTouched, HOOKS),
     st.builds(DaemonSettled, st.sampled_from(NAMES), st.booleans(), st.booleans()),
     st.builds(DaemonDown, st.sampled_from(NAMES), st.booleans()),
     st.builds(DaemonEnded, st.sampled_from(NAMES), st.integers(0, 65535)),
@@ -109,14 +117,14 @@ EVENTS = st.one_of(
 @given(SPECS, MASTERS, EVENTS, st.dictionaries(st.sampled_from(NAMES), STATES))
 @settings(max_examples=500, deadline=None)
 def test_step_is_total_and_deterministic(spec, state, event, daemons):
-    if isinstance(event, HookEnded) and not spec.hooks:
+    if isinstance(event, HookEnded) and state.hook is None:
         return
     first = step(spec, state, event, daemons, 5)
     assert first == step(spec, state, event, daemons, 5)
     after, actions = first
     assert isinstance(after, Master)
     assert all(isinstance(action, get_args(events.MasterAction)) for action in actions)
-    assert load(json.loads(json.dumps(dump(after))), (Master,)) == after
+    assert load(json.loads(json.dumps(dump(after))), CLASSES) == after
     if isinstance(event, Boot) or {"start", "started"} & set(state.todo):
         return  # none of these comes when it stops
     if state.phase in (STOPPING, ENDED):
@@ -169,13 +177,14 @@ class MasterMachine(RuleBasedStateMachine):
             case Forget(name=name):
                 assert isinstance(self.daemons.pop(name), Down)
                 assert name not in {daemon.name for daemon in self.spec.daemons}
-            case RunHook(index=index):
+            case RunHook(hook=hook):
                 assert self.hook is None, "two hooks at once"
-                hook = self.spec.hooks[index]
+                assert hook in self.spec.hooks
                 assert (hook.phase == "as-user-atexit") == self.stopped
+                assert hook.phase != "touch" or self.state.phase == RUNNING
                 if hook.phase.startswith("as-user") and self.spec.user and not self.reloaded:
                     assert self.dropped, "the user's hook as root"
-                self.hook = index
+                self.hook = hook
             case KillHook():
                 assert self.hook is not None
             case LoadConfig():
@@ -241,8 +250,14 @@ class MasterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.hook is not None)
     @rule(status=st.sampled_from([0, 0, 0, 0, 0, 0, 256, -1]))
     def end_hook(self, status):
-        index, self.hook = self.hook, None
-        self.ask(HookEnded(index, status))
+        self.hook = None
+        self.ask(HookEnded(status))
+
+    @rule(data=st.data())
+    def touch(self, data):
+        hooks = [hook for hook in self.spec.hooks if hook.phase == "touch"]
+        if hooks and self.code is None:
+            self.ask(HookTouched(data.draw(st.sampled_from(hooks))))
 
     @precondition(lambda self: any(isinstance(s, Starting) for s in self.daemons.values()))
     @rule()

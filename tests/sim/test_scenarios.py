@@ -553,7 +553,11 @@ def test_control_when_stopped_by_the_operator_ends_with_0(seed):
 def test_hook_when_it_fails_nothing_is_started(seed):
     world = start(daemon("a"), seed=seed, hooks={"bad": (SECOND, 2 << 8)}, duration=0)
     world = World(
-        config(daemon("a"), hooks=(hook("as-root", "bad"), hook("as-user-atexit", "clean"))),
+        config(
+            daemon("a"),
+            hooks=(hook("as-root", "bad"), hook("as-user-atexit", "clean")),
+            user="nobody",
+        ),
         seed,
         {},
         {"bad": (SECOND, 2 << 8)},

@@ -31,8 +31,9 @@ from lowsuper.events import (
     Touched,
 )
 from lowsuper.machine import Down, Up
+from lowsuper.machine.states import ASKING, DOUBTING
 from lowsuper.master import ENDED
-from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec, Origin, fill_in
+from lowsuper.model import Command, DaemonSpec, Exec, Hook, MasterSpec, Origin, fill_in
 from lowsuper.supervisor import Supervisor
 from lowsuper.units import SECOND
 
@@ -87,7 +88,8 @@ def daemon(name: str, **fields) -> DaemonSpec:
 
 
 def hook(phase: str, text: str = "true") -> Hook:
-    return Hook(phase, Command(text, (text,)), ORIGIN)
+    deed = Exec(Command(text, (text,)))
+    return Hook(phase, deed, Origin("sim.ini", 1, f"exec-{phase}", text))
 
 
 def config(*daemons: DaemonSpec, **fields) -> MasterSpec:
@@ -213,7 +215,9 @@ class World:
                 run = self.runs.get(name)
                 self.rule(run is None or run.empty, f"{name} is down but not empty")
             elif isinstance(state, Up):
-                self.rule(name not in self.timers, f"{name} is up but has a timer")
+                doubting = state.doubted == DOUBTING
+                self.rule((name in self.timers) == doubting, f"the timer of {name}, which is up")
+                self.rule(state.doubted != ASKING, f"{name} was not answered")
         self.governor.audit()
         alive = sum(not isinstance(state, Down) for state in states.values())
         self.rule(self.supervisor.master.alive == alive, f"alive should be {alive}")
@@ -251,8 +255,7 @@ class World:
             least = min(SECOND, spec.max_throttle or SECOND)
             self.rule(self.time - times[-1] >= least, f"{name} is started too often")
         times.append(self.time)
-        script = self.scripts.get(name) or [Behaviour() if spec.pidfile is None else Program()]
-        behaviour = script.pop(0) if len(script) > 1 else script[0]
+        behaviour = self._next_behaviour(name, Behaviour if spec.pidfile is None else Program)
         if spec.pidfile is not None:
             return self.governor.spawn(spec, run, behaviour)
         if behaviour.clone_errno:
@@ -263,6 +266,14 @@ class World:
         elif behaviour.exec_after is not None:
             self.at(behaviour.exec_after, self._execute, life)
         return None
+
+    def _next_behaviour(self, name: str, kind: type):
+        """Take the next one from the script, which has both kinds for what a reload changes."""
+        script = self.scripts.get(name, [])
+        fitting = [behaviour for behaviour in script if isinstance(behaviour, kind)] or [kind()]
+        if len(fitting) > 1:
+            script.remove(fitting[0])
+        return fitting[0]
 
     def ask(self, event) -> None:
         """Tell the master, if it lives."""
@@ -402,29 +413,28 @@ class World:
     def say_stats(self, states) -> None:
         self.done.append(("stats", dict(states)))
 
-    def run_hook(self, index: int, hook: Hook) -> None:
-        self.log(f"hook {hook.phase} {hook.command.text}")
+    def run_hook(self, hook: Hook) -> None:
+        self.log(f"hook {hook.phase} {hook.origin.value}")
         self.rule(self.hook is None, "two hooks at once")
         self.rule(self.code is None, "a hook after the end")
         self.done.append(("hook", hook.phase))
-        time, status = self.hooks.get(hook.command.text, (0, 0))
+        time, status = self.hooks.get(hook.origin.value, (0, 0))
         if status < 0:
-            self.ask(HookEnded(index, status))
+            self.ask(HookEnded(status))
             return
         self.hook = hook
         if time is not None:
-            self.at(time, self._end_hook, hook, index, status)
-        self._hook_index = index
+            self.at(time, self._end_hook, hook, status)
 
-    def _end_hook(self, hook: Hook, index: int, status: int) -> None:
+    def _end_hook(self, hook: Hook, status: int) -> None:
         if self.hook is hook:
             self.hook = None
-            self.ask(HookEnded(index, status))
+            self.ask(HookEnded(status))
 
     def kill_hook(self) -> None:
         self.log("kill the hook")
         if self.hook is not None:
-            self.at(0, self._end_hook, self.hook, self._hook_index, SIGKILL)
+            self.at(0, self._end_hook, self.hook, SIGKILL)
 
     def load(self) -> MasterSpec | None:
         self.done.append(("load", self.next_spec is not None))
@@ -455,7 +465,7 @@ class World:
         for life in self.runs.values():
             self.rule(life.empty, f"{life.name}.{life.run} survives the master")
         self.code, self.finished_at = code, self.time
-        held = [path for path, master in self.host.locks.items() if master is self]
+        held = self.host.locked_by(self)
         self.rule(not held, f"locks are held after the end: {held}")
         self.dead = True
         self.host.masters.remove(self)

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     # Decisions.
     "backoff": "units",
     "machine": "backoff errors events record units machine",
-    "master": "errors events machine record units",
+    "master": "errors events machine model record units",
     "state": "machine record",
     "report": "errors events machine units",
     "plan": "record units",
@@ -35,9 +35,11 @@ MAY_IMPORT = {
     # The world.
     "kernel": "errors events plan record units kernel",
     "kernel.source": "config",
+    "kernel.deeds": "errors model kernel",
+    "kernel.hooks": "errors events model plan units kernel",
     "kernel.facts": "errors model plan units kernel.accounts kernel.records kernel.trust",
     "kernel.privilege": "errors model plan kernel.facts",
-    "kernel.world": "errors events plan report kernel",
+    "kernel.world": "errors events model plan report kernel",
     "kernel.adoption": "errors events identity kernel",
     "kernel.smart": "events identity units kernel",
     "kernel.territory": "identity kernel",
@@ -54,12 +56,12 @@ MAY_IMPORT = {
 }
 UPWARDS_FOR_TYPES = {
     "errors": "model",
+    "events": "model",
     "machine": "model",
-    "master": "model",
     "state": "",
     "plan": "model",
     "kernel": "model",
-    "kernel.world": "machine model supervisor units",
+    "kernel.world": "machine supervisor units",
     "kernel.adoption": "model plan units",
     "supervisor": "model units",
 }

@@ -20,7 +20,9 @@ from lowsuper.events import (
     Forget,
     HookEnded,
     HookFailed,
+    HookPrints,
     HookRuns,
+    HookTouched,
     Kill,
     KillHook,
     LoadConfig,
@@ -48,7 +50,17 @@ from lowsuper.events import (
 )
 from lowsuper.machine import Backoff, Down, Looking, Starting, Up
 from lowsuper.master import BOOTING, ENDED, RELOADING, RUNNING, STOPPING, Master, exit_code
-from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec, Origin
+from lowsuper.model import (
+    Command,
+    DaemonSpec,
+    Exec,
+    Exit,
+    Hook,
+    MakeDirectory,
+    MasterSpec,
+    Origin,
+    Print,
+)
 
 ORIGIN = Origin("f.ini", 1, "", "")
 HUP, INT, QUIT, USR1, TERM = 1, 2, 3, 10, 15
@@ -59,8 +71,9 @@ def daemon(name, **fields):
     return DaemonSpec(name, Command(name, (name,)), ORIGIN, **fields)
 
 
-def hook(phase, text="true"):
-    return Hook(phase, Command(text, (text,)), ORIGIN)
+def hook(phase, text="true", deed=None, **fields):
+    deed = deed or Exec(Command(text, (text,)))
+    return Hook(phase, deed, Origin("f.ini", 1, f"exec-{phase}", text), **fields)
 
 
 def config(*daemons, **fields):
@@ -128,18 +141,18 @@ def test_boot_runs_everything_in_order():
     play = Play(config(daemon("a"), daemon("b"), hooks=tuple(hooks), user="www"))
     done = acts(play.step(Boot()))
     for index in (5, 4, 3, 2, 1):
-        assert done[-1] == RunHook(index)
-        done += acts(play.step(HookEnded(index, 0)))
+        assert done[-1] == RunHook(play.spec.hooks[index])
+        done += acts(play.step(HookEnded(0)))
     done += acts(play.settle("a", "b"))
     assert done == [
-        RunHook(5),
-        RunHook(4),
-        RunHook(3),
+        RunHook(play.spec.hooks[5]),
+        RunHook(play.spec.hooks[4]),
+        RunHook(play.spec.hooks[3]),
         WritePidfiles(dropped=False),
-        RunHook(2),
+        RunHook(play.spec.hooks[2]),
         DropPrivileges(),
         WritePidfiles(dropped=True),
-        RunHook(1),
+        RunHook(play.spec.hooks[1]),
         Tell("a", Start()),
         Tell("b", Start()),
         Announce(),
@@ -148,8 +161,8 @@ def test_boot_runs_everything_in_order():
 
 def test_boot_when_two_hooks_of_a_phase_runs_them_in_file_order():
     play = Play(config(hooks=(hook("asap", "x"), hook("asap", "y"))))
-    assert notes(play.step(Boot())) == [HookRuns("asap", "x")]
-    assert notes(play.step(HookEnded(0, 0)))[0] == HookRuns("asap", "y")
+    assert notes(play.step(Boot())) == [HookRuns("exec-asap", "x")]
+    assert notes(play.step(HookEnded(0)))[0] == HookRuns("exec-asap", "y")
 
 
 @pytest.mark.parametrize(
@@ -191,8 +204,8 @@ def test_settled_when_not_the_first_does_not_count():
 def test_hook_when_it_fails_ends_with_1(phase, status):
     play = Play(config(daemon("a"), hooks=(hook(phase, "bad"),)))
     play.step(Boot())
-    done = play.step(HookEnded(0, status))
-    assert notes(done)[0] == HookFailed(phase, "bad", status, fatal=True)
+    done = play.step(HookEnded(status))
+    assert notes(done)[0] == HookFailed(f"exec-{phase}", "bad", status, fatal=True)
     assert done[-1] == Finish(1)
     assert Tell("a", Start()) not in done
 
@@ -200,8 +213,11 @@ def test_hook_when_it_fails_ends_with_1(phase, status):
 def test_exit_hook_when_it_fails_is_only_said():
     play = Play(config(hooks=(hook("as-user-atexit", "bad"),))).boot()
     play.step(Signalled(TERM))
-    done = play.step(HookEnded(0, 256))
-    assert notes(done) == [HookFailed("as-user-atexit", "bad", 256, fatal=False), MasterEnds(0)]
+    done = play.step(HookEnded(256))
+    assert notes(done) == [
+        HookFailed("exec-as-user-atexit", "bad", 256, fatal=False),
+        MasterEnds(0),
+    ]
     assert done[-1] == Finish(0)
 
 
@@ -211,7 +227,7 @@ def test_stop_during_a_hook_kills_it_and_starts_nothing():
     done = play.step(Signalled(TERM))
     assert KillHook() in done
     assert Finish(0) not in done
-    assert acts(play.step(HookEnded(0, 9))) == [Finish(0)]
+    assert acts(play.step(HookEnded(9))) == [Finish(0)]
 
 
 @pytest.mark.parametrize(("phase", "cleans"), [("as-root", False), ("as-user", True)])
@@ -220,16 +236,130 @@ def test_stop_before_the_drop_runs_no_exit_hook(phase, cleans):
     play = Play(config(hooks=(hook(phase), hook("as-user-atexit")), user="www"))
     play.step(Boot())
     play.step(Signalled(TERM))
-    done = play.step(HookEnded(0, 9))
-    assert (RunHook(1) in done) == cleans
+    done = play.step(HookEnded(9))
+    assert (RunHook(play.spec.hooks[1]) in done) == cleans
     assert (Finish(0) in done) == (not cleans)
 
 
 def test_advance_when_a_hook_runs_does_not_start_the_next():
     play = Play(config(daemon("a"), hooks=(hook("as-user-atexit"), hook("as-user-atexit")))).boot()
     play.step(Signalled(TERM))
-    assert RunHook(0) in play.down("a")
+    assert RunHook(play.spec.hooks[0]) in play.down("a")
     assert play.step(DaemonSettled("a", ok=False, first=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "cleans"), [({}, True), ({"user": "www", "master_as_root": True}, True)]
+)
+def test_hook_that_fails_where_no_privileges_are_dropped_is_followed_by_exit_hooks(fields, cleans):
+    play = Play(config(hooks=(hook("asap"), hook("as-user-atexit", "clean")), **fields))
+    play.step(Boot())
+    assert (RunHook(play.spec.hooks[1]) in play.step(HookEnded(256))) == cleans
+
+
+def test_hook_when_safe_and_it_fails_is_only_said():
+    safe = Exec(Command("x", ("x",)), safe=True)
+    play = Play(config(hooks=(hook("asap", "x", safe), hook("asap", "y"))))
+    play.step(Boot())
+    done = play.step(HookEnded(256))
+    assert notes(done)[0] == HookFailed("exec-asap", "x", 256, fatal=False)
+    assert acts(done) == [RunHook(play.spec.hooks[1])]
+
+
+def test_hook_when_private_keeps_its_text_out_of_the_notes():
+    play = Play(config(hooks=(hook("asap", "secret", MakeDirectory("/secret"), private=True),)))
+    assert notes(play.step(Boot())) == [HookRuns("exec-asap", "(private)")]
+    failed = notes(play.step(HookEnded(256, "mkdir /x: refused")))[0]
+    assert failed == HookFailed("exec-asap", "(private)", 256, True, "mkdir /x: refused")
+
+
+def test_hook_that_prints_is_said_and_waits_for_nothing():
+    play = Play(config(hooks=(hook("asap", "p", Print("hello")), hook("asap", "x"))))
+    done = play.step(Boot())
+    assert notes(done) == [
+        HookRuns("exec-asap", "p"),
+        HookPrints("hello"),
+        HookRuns("exec-asap", "x"),
+    ]
+    assert acts(done) == [RunHook(play.spec.hooks[1])]
+
+
+@pytest.mark.parametrize("phase", ["asap", "as-root", "as-user"])
+def test_exit_hook_at_the_start_ends_with_its_code(phase):
+    play = Play(config(daemon("a"), hooks=(hook(phase, "e", Exit(5)), hook("as-user", "x"))))
+    done = play.step(Boot())
+    assert done[-1] == Finish(5)
+    assert Tell("a", Start()) not in done
+    assert not [action for action in done if isinstance(action, RunHook)]
+
+
+def test_exit_hook_at_the_end_leaves_out_those_after_it():
+    hooks = (hook("as-user-atexit", "e", Exit(42)), hook("as-user-atexit", "x"))
+    play = Play(config(daemon("a"), hooks=hooks)).boot()
+    play.step(Signalled(TERM))
+    assert acts(play.down("a")) == [Finish(42)]
+
+
+def test_hook_of_post_jail_is_not_the_masters_business():
+    play = Play(config(hooks=(hook("post-jail"),)))
+    assert not [action for action in play.step(Boot()) if isinstance(action, RunHook)]
+
+
+# Hooks that a file sets off.
+
+
+def test_touch_hook_runs_when_its_file_changes():
+    play = Play(config(daemon("a"), hooks=(hook("touch", "t"),))).boot()
+    touch = play.spec.hooks[0]
+    assert acts(play.step(HookTouched(touch))) == [RunHook(touch)]
+    assert play.step(HookEnded(0)) == []
+    assert play.state.phase == RUNNING
+
+
+def test_touch_hook_when_it_fails_is_only_said():
+    play = Play(config(daemon("a"), hooks=(hook("touch", "t"),))).boot()
+    play.step(HookTouched(play.spec.hooks[0]))
+    assert notes(play.step(HookEnded(256))) == [HookFailed("exec-touch", "t", 256, fatal=False)]
+    assert play.state.phase == RUNNING
+
+
+def test_touch_hook_when_touched_while_it_runs_runs_once_more():
+    play = Play(config(daemon("a"), hooks=(hook("touch", "t"), hook("touch", "u")))).boot()
+    first, second = play.spec.hooks
+    play.step(HookTouched(first))
+    for event in (HookTouched(second), HookTouched(first), HookTouched(first)):
+        assert play.step(event) == []
+    assert acts(play.step(HookEnded(0))) == [RunHook(second)]
+    assert acts(play.step(HookEnded(0))) == [RunHook(first)]
+    assert play.step(HookEnded(0)) == []
+
+
+def test_touch_hook_before_everything_runs_is_left_out():
+    play = Play(config(daemon("a"), hooks=(hook("touch", "t"),)))
+    play.step(Boot())
+    assert play.step(HookTouched(play.spec.hooks[0])) == []
+    assert AllStarted(1, 0, 0) in notes(play.settle("a"))
+    assert play.state.hook is None
+
+
+def test_touch_hook_that_runs_does_not_hold_up_a_reload_but_its_start():
+    play = Play(config(daemon("a"), hooks=(hook("touch", "t"),))).boot()
+    play.step(HookTouched(play.spec.hooks[0]))
+    play.step(Signalled(HUP))
+    assert acts(play.load(config(daemon("a")))) == [TellAll(Reload())]
+    play.down("a")
+    play.settle("a")
+    assert notes(play.step(HookEnded(0))) == [MasterReloaded(0)]
+    assert play.state.phase == RUNNING
+
+
+def test_stop_during_a_touch_hook_kills_it_and_forgets_the_others():
+    play = Play(config(daemon("a"), hooks=(hook("touch", "t"), hook("touch", "u")))).boot()
+    play.step(HookTouched(play.spec.hooks[0]))
+    play.step(HookTouched(play.spec.hooks[1]))
+    assert KillHook() in play.step(Signalled(TERM))
+    play.down("a")
+    assert acts(play.step(HookEnded(9))) == [Finish(0)]
 
 
 # Reload.
@@ -323,8 +453,8 @@ def test_reload_with_hooks_runs_them_between_the_last_end_and_the_first_start(us
     assert play.down("a") == []
     done = acts(play.down("b"))
     for index in hooks:
-        assert done == [RunHook(index)]
-        done = acts(play.step(HookEnded(index, 0)))
+        assert done == [RunHook(play.spec.hooks[index])]
+        done = acts(play.step(HookEnded(0)))
     assert done == [Tell("a", Start()), Tell("b", Start())]
     assert notes(play.settle("a", "b")) == [MasterReloaded(0)]
 
@@ -333,7 +463,7 @@ def test_reload_when_a_hook_fails_stops_with_1():
     play = Play(config()).boot()
     play.step(Signalled(HUP))
     play.load(config(hooks=(hook("as-user"),)))
-    assert play.step(HookEnded(0, 256))[-1] == Finish(1)
+    assert play.step(HookEnded(256))[-1] == Finish(1)
 
 
 def test_reload_when_booting_is_remembered():
@@ -523,8 +653,8 @@ def test_stop_waits_for_all_and_ends_with_0(number):
     assert done == [SayMaster(MasterStops(master.NAMES[number], 2)), TellAll(Stop())]
     assert play.state.phase == STOPPING
     assert play.down("b") == []
-    assert acts(play.down("a")) == [RunHook(0)]
-    assert play.step(HookEnded(0, 0)) == [SayMaster(MasterEnds(0)), Finish(0)]
+    assert acts(play.down("a")) == [RunHook(play.spec.hooks[0])]
+    assert play.step(HookEnded(0)) == [SayMaster(MasterEnds(0)), Finish(0)]
     assert play.state.phase == ENDED
 
 
@@ -540,9 +670,9 @@ def test_further_stops_kill_each_hook_that_hangs():
     play = Play(config(hooks=(hook("as-user-atexit"), hook("as-user-atexit")))).boot()
     play.step(Signalled(TERM))
     assert KillHook() in play.step(Signalled(TERM))
-    assert acts(play.step(HookEnded(0, 9))) == [RunHook(1)]
+    assert acts(play.step(HookEnded(9))) == [RunHook(play.spec.hooks[1])]
     assert play.step(Signalled(TERM)) == [KillHook()]
-    assert play.step(HookEnded(1, 9))[-1] == Finish(0)
+    assert play.step(HookEnded(9))[-1] == Finish(0)
 
 
 def test_term_when_die_on_term_is_false_reloads_brutally_and_does_not_kill_a_stop():
@@ -673,8 +803,9 @@ EVENTS = (
     ReloadTouched("/"),
     Loaded(),
     LoadRefused(),
-    HookEnded(0, 0),
-    HookEnded(0, 9),
+    HookEnded(0),
+    HookEnded(9),
+    HookTouched(hook("touch")),
     DaemonSettled("a", ok=True, first=True),
     DaemonDown("a"),
     DaemonDown("a", abandoned=True),
@@ -690,6 +821,7 @@ def test_events_has_every_class():
 @pytest.mark.parametrize("event", EVENTS, ids=repr)
 def test_step_when_any_event_meets_any_phase_answers(phase, event):
     play = Play(config(daemon("a"), hooks=(hook("as-user"),)), a=UP)
-    play.state = Master(phase=phase, alive=1, unsettled=1)
+    running = hook("as-user") if isinstance(event, HookEnded) else None
+    play.state = Master(phase=phase, alive=1, unsettled=1, hook=running)
     for action in play.step(event):
         assert isinstance(action, get_args(events.MasterAction))

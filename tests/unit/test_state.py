@@ -20,9 +20,11 @@ from lowsuper.machine import (
     Up,
 )
 from lowsuper.master import Master
+from lowsuper.model import Command, Exec, Hook, Origin
 from lowsuper.state import dump, load
 
-CLASSES = (*machine.STATES, Master)
+CLASSES = (*machine.STATES, Master, Hook, Exec, Command, Origin)
+HOOK = Hook("touch", Exec(Command("x", ("x",))), Origin("f", 1, "touch-exec", "/f x"), path="/f")
 FAILURE = SpawnFailed(3, "chdir", 2, "/srv\udce9", cloned=True)
 VALUES = [
     Down(),
@@ -33,7 +35,7 @@ VALUES = [
     Up(1, 2, 3, 4, ready=False),
     Stopping(1, 2, 3, 4, 5, 6, "again", main_gone=True, status=None),
     Backoff(1, 2, 1 << 62),
-    Master(phase=master.STOPPING, todo=(master.DRAIN, 0, 2, master.FINISH), waiting=("a", "class")),
+    Master(phase=master.STOPPING, todo=(master.DRAIN, HOOK, master.FINISH), waiting=("a", "class")),
     (Master(), (("a", Down(1)), ("class", Up(1, 2, 3, 4)))),
     (),
     None,
@@ -48,7 +50,8 @@ def test_state_when_stored_as_json_comes_back(value):
 
 
 def test_values_has_every_state_class():
-    assert {type(value) for value in VALUES} | {SpawnFailed} >= set(CLASSES)
+    parts = {SpawnFailed, Hook, Exec, Command, Origin}
+    assert {type(value) for value in VALUES} | parts >= set(CLASSES)
 
 
 @pytest.mark.parametrize("version", [0, STATE_VERSION + 1, None, "1", [1]])
