@@ -28,6 +28,7 @@ from lowsuper.events import (
 )
 from lowsuper.machine import Down, Stopping
 from lowsuper.machine.states import AGAIN, CRASHED, UNREADY
+from lowsuper.master import STOPPING
 from lowsuper.units import SECOND
 
 SIGKILL = 9
@@ -104,7 +105,7 @@ class Host:
         self.processes: dict[int, Process] = {}
         self.files: dict[str, int] = {}  # 0: garbage
         self.records: dict[str, int] = {}  # the pid that was named
-        self.locks: dict[str, object] = {}
+        self.locks: dict[str, tuple[object, str]] = {}  # the master, and the daemon it is for
         self.waiters: dict[str, list] = {}
         self.writable = True
         self.blind = False  # looking at a pidfile fails now and then
@@ -252,14 +253,18 @@ class Host:
         for master in self.masters:
             self.at(self.random.choice([0, 0, SECOND // 20]), master.governor.on_write, path)
 
-    def unlock(self, path: str, master) -> None:
+    def locked_by(self, master) -> list[str]:
+        """Return the paths whose lock a master has."""
+        return [path for path, (holder, _) in self.locks.items() if holder is master]
+
+    def unlock(self, path: str, master, name: str) -> None:
         """A lock is let go; whoever waits may be quicker than who let go."""
-        if self.locks.get(path) is not master:
+        if self.locks.get(path) != (master, name):
             return
         del self.locks[path]
-        waiters = [other for other in self.waiters.get(path, []) if other is not master]
+        waiters = list(self.waiters.get(path, []))
         if waiters and self.random.random() < 0.3:
-            self.locks[path] = waiters[0]
+            self.locks[path] = (waiters[0], waiters[0].governor.waiting[path][0])
         for other in waiters:
             self.at(0, other.governor.on_unlock, path)
 
@@ -359,9 +364,8 @@ class Governor:
 
     def spawn(self, spec, run: int, program: Program) -> SpawnFailed | None:
         host, path = self.host, spec.pidfile
-        self.world.rule(
-            host.locks.get(path) is self.world, f"{spec.name} is started without a lock"
-        )
+        locked = host.locks.get(path) == (self.world, spec.name)
+        self.world.rule(locked, f"{spec.name} is started without a lock")
         seen = self.absent.get(path) == host.time
         self.world.rule(seen, f"{spec.name}.{run} is started without a look")
         beside = host.living(path, ours=True)
@@ -400,14 +404,15 @@ class Governor:
         self.absent.pop(path, None)
         if host.blind and host.random.random() < 0.4:
             return Unseen(run, f"the pidfile {path} could not be looked at")
-        if host.locks.get(path, self.world) is not self.world:
+        us = (self.world, spec.name)
+        if host.locks.get(path, us) != us:
             self.waiting[path] = (spec.name, run)
             waiters = host.waiters.setdefault(path, [])
             if self.world not in waiters:
                 waiters.append(self.world)
-            return HeldBy(run, "another master")
-        self._wait_no_more(path)
-        host.locks[path] = self.world
+            return HeldBy(run, "another master, or the daemon that had the path before")
+        self._wait_no_more(path, spec.name)
+        host.locks[path] = us
         life = self.life_of(spec.name, run)
         number = host.files.get(path)
         chosen, finding = self._decide(path, life, number)
@@ -470,12 +475,24 @@ class Governor:
             self.host.write(life.path, None)
 
     def leave(self, spec, run: int) -> None:
-        self.lives.pop(spec.name, None)
-        self._wait_no_more(spec.pidfile)
-        self.host.unlock(spec.pidfile, self.world)
+        life = self.lives.pop(spec.name, None)
+        if life is not None and self.left(life):
+            self._check_next(spec)
+        self._wait_no_more(spec.pidfile, spec.name)
+        self.host.unlock(spec.pidfile, self.world, spec.name)
 
-    def _wait_no_more(self, path: str) -> None:
-        self.waiting.pop(path, None)
+    def _check_next(self, spec) -> None:
+        """What is left running must be where its next instance looks for it."""
+        if self.world.supervisor.master.phase == STOPPING:
+            return
+        for wanted in self.world.spec_now.daemons:
+            same = wanted.name != spec.name or wanted.pidfile == spec.pidfile
+            self.world.rule(same, f"{spec.name} is left, but looked for at {wanted.pidfile}")
+
+    def _wait_no_more(self, path: str, name: str) -> None:
+        if self.waiting.get(path, ("", 0))[0] != name:
+            return
+        del self.waiting[path]
         waiters = self.host.waiters.get(path, [])
         if self.world in waiters:
             waiters.remove(self.world)
@@ -484,7 +501,9 @@ class Governor:
         """Signal the named process; one that has ended: whatever is there of it."""
         state = self.world.state(life.name)
         told = isinstance(state, Down) and life.spec.notify_pid
-        ends = isinstance(state, Stopping) and state.then in (AGAIN, CRASHED, UNREADY)
+        ends = isinstance(state, Stopping) and (
+            state.then in (AGAIN, CRASHED, UNREADY) or self.is_changed(life)
+        )
         self.world.rule(
             told or ends or life.asked, f"{life.name}.{life.run} is signalled in {state}"
         )
@@ -501,6 +520,11 @@ class Governor:
         for target in targets:
             if target.alive and target.role != "helper" and not (told and signal == 1):
                 self.host.signal(target, signal)
+
+    def is_changed(self, life: Life) -> bool:
+        """Return whether the daemon's next instance is governed otherwise."""
+        wanted = {spec.name: spec.pidfile for spec in self.world.spec_now.daemons}
+        return wanted.get(life.name, life.path) != life.path
 
     def _check_deadline(self, life: Life) -> None:
         gone = not self.left(life) and self._alive(life.named) is None
@@ -533,7 +557,7 @@ class Governor:
         for name, state in self.world.supervisor.states.items():
             if isinstance(state, Down):
                 self.world.rule(name not in self.lives, f"{name} is down but held")
-        held = {path for path, master in self.host.locks.items() if master is self.world}
+        held = set(self.host.locked_by(self.world))
         wanted = {
             daemon.spec.pidfile
             for daemon in self.world.supervisor._daemons.values()
@@ -543,13 +567,12 @@ class Governor:
 
     def drop(self) -> None:
         """The master is gone: so are its locks, and what had not begun."""
-        for path in [path for path, master in self.host.locks.items() if master is self.world]:
-            self.host.unlock(path, self.world)
         for waiters in self.host.waiters.values():
             if self.world in waiters:
                 waiters.remove(self.world)
-        for path, master in self.host.locks.items():
-            assert master is not self.world, path
+        for path in self.host.locked_by(self.world):
+            self.host.unlock(path, *self.host.locks[path])
+        assert not self.host.locked_by(self.world)
         for process in self.host.processes.values():
             if process.parent is self.world and process.alive and process.role == "helper":
                 process.alive = False

@@ -242,7 +242,7 @@ class History:
             ]
             assert len(leaves) == 1, self.tail(f"{name} runs in {leaves}")
             assert len(holders) == 1, self.tail(f"{name} is up in {holders}")
-            assert host.locks[path] is holders[0], self.tail(f"the lock of {name}")
+            assert host.locks[path] == (holders[0], name), self.tail(f"the lock of {name}")
             state = holders[0].supervisor.states[name]
             main = host.main(path)
             assert main is not None, self.tail(f"{name} has no process")
