@@ -47,6 +47,12 @@ const char *lowsuper_step_name(int step)
 		[LOWSUPER_STEP_NICE] = "nice",
 		[LOWSUPER_STEP_NO_NEW_PRIVS] = "no_new_privs",
 		[LOWSUPER_STEP_CAPS] = "caps",
+		[LOWSUPER_STEP_NAMESPACES] = "namespaces",
+		[LOWSUPER_STEP_HOSTNAME] = "hostname",
+		[LOWSUPER_STEP_SOURCES] = "mounts",
+		[LOWSUPER_STEP_ROOT] = "root",
+		[LOWSUPER_STEP_PROC] = "proc",
+		[LOWSUPER_STEP_MOUNTS] = "mounts",
 	};
 	_Static_assert(sizeof names / sizeof *names == LOWSUPER_STEP_COUNT, "a name per step");
 

@@ -58,6 +58,9 @@ static int step_cgroup(struct task *task, int32_t *arg)
 	if (written < 0)
 		return -1;
 	close(fd);
+	/* A way to the host for whoever is in another root. */
+	close(task->head.leaf_fd);
+	task->head.leaf_fd = -1;
 	return 0;
 }
 
@@ -196,7 +199,10 @@ static int step_nice(struct task *task, int32_t *arg)
 	return 0;
 }
 
-/* While we are still root: only root may raise a hard limit. See setrlimit(2). */
+/*
+ * While we are still root: only root may raise a hard limit. After the mounts, which need
+ * descriptors. See setrlimit(2).
+ */
 static int step_rlimits(struct task *task, int32_t *arg)
 {
 	for (uint32_t i = 0; i < task->plan->limits; i++) {
@@ -475,6 +481,12 @@ static const struct step daemon_steps[] = {
 	{ LOWSUPER_STEP_FDS, step_fds },
 	{ LOWSUPER_STEP_OOM_SCORE, step_oom_score },
 	{ LOWSUPER_STEP_NICE, step_nice },
+	{ LOWSUPER_STEP_NAMESPACES, step_namespaces },
+	{ LOWSUPER_STEP_HOSTNAME, step_hostname },
+	{ LOWSUPER_STEP_SOURCES, step_sources },
+	{ LOWSUPER_STEP_ROOT, step_root },
+	{ LOWSUPER_STEP_PROC, step_proc },
+	{ LOWSUPER_STEP_MOUNTS, step_mounts },
 	{ LOWSUPER_STEP_RLIMITS, step_rlimits },
 	{ LOWSUPER_STEP_CHDIR, step_chdir },
 	{ LOWSUPER_STEP_CAPS, step_bounding },

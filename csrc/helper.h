@@ -15,12 +15,16 @@ struct task {
 	const struct lowsuper_plan *plan;
 	const struct lowsuper_limit *limits;
 	struct lowsuper_fd *fds;	/* `fd` is changed while they are moved */
+	struct lowsuper_mount *mounts;	/* `fd` is filled in */
 	const uint32_t *groups;
 	const char *chdir;
+	const char *root;
+	const char *hostname;
 	char **programs;
 	char **argv;			/* ends with NULL, as envp */
 	char **envp;
 	char **paths;			/* of the fds without a descriptor, in their order */
+	char **mount_paths;		/* source and target of each */
 	pid_t parent;			/* the role whose child this is, or 0: the master */
 };
 
@@ -35,6 +39,14 @@ void child_enter(struct task *task);
 
 /* child.c: the steps of the daemon's first process, the last of which is its execve. */
 _Noreturn void child_run(struct task *task);
+
+/* isolate.c: steps, as child.c has them. */
+int step_namespaces(struct task *task, int32_t *arg);
+int step_hostname(struct task *task, int32_t *arg);
+int step_sources(struct task *task, int32_t *arg);
+int step_root(struct task *task, int32_t *arg);
+int step_proc(struct task *task, int32_t *arg);
+int step_mounts(struct task *task, int32_t *arg);
 
 /*
  * keeper.c: what nsinit and shim have in common. A keeper is the parent of the daemon's first

@@ -33,6 +33,12 @@ enum lowsuper_step {
 	LOWSUPER_STEP_NICE,
 	LOWSUPER_STEP_NO_NEW_PRIVS,
 	LOWSUPER_STEP_CAPS,		/* arg: the capability, or -1 */
+	LOWSUPER_STEP_NAMESPACES,	/* arg: CLONE_NEW..., or 0: one is missing */
+	LOWSUPER_STEP_HOSTNAME,
+	LOWSUPER_STEP_SOURCES,		/* arg: index in the plan */
+	LOWSUPER_STEP_ROOT,		/* arg: 0: find it, 1: enter it */
+	LOWSUPER_STEP_PROC,
+	LOWSUPER_STEP_MOUNTS,		/* arg: index in the plan */
 	LOWSUPER_STEP_COUNT
 };
 
@@ -63,13 +69,18 @@ enum lowsuper_flag {
 	LOWSUPER_HAS_NICE = 64,
 	LOWSUPER_HAS_OOM_SCORE = 128,
 	LOWSUPER_NO_NEW_PRIVS = 256,
-	LOWSUPER_HAS_CAPS = 512
+	LOWSUPER_HAS_CAPS = 512,
+	LOWSUPER_HAS_ROOT = 1024,
+	LOWSUPER_HAS_HOSTNAME = 2048,
+	LOWSUPER_OWN_PROC = 4096	/* mount a /proc */
 };
 
 /*
  * A plan: the head, which stage 1 fills; the body; `limits` x lowsuper_limit; `fds` x lowsuper_fd;
- * `groups` x uint32_t; then `string_bytes` of strings, each ended by a NUL byte: the directory
- * (if HAS_CHDIR), the programs, argv, envp, and the paths of the fds that have no descriptor.
+ * `mounts` x lowsuper_mount; `groups` x uint32_t; then `string_bytes` of strings, each ended by a
+ * NUL byte: the directory (if HAS_CHDIR), the root (if HAS_ROOT), the host name (if HAS_HOSTNAME),
+ * the programs, argv, envp, the paths of the fds that have no descriptor, and source and target of
+ * each mount.
  */
 struct lowsuper_head {
 	int32_t error_fd;		/* write end of the error pipe, or -1 */
@@ -87,8 +98,10 @@ struct lowsuper_plan {
 	int32_t nice;
 	int32_t oom_score;		/* oom_score_adj of proc(5) */
 	uint32_t caps[2];		/* bit n of 64: keep capability n */
+	uint32_t namespaces;		/* CLONE_NEW..., without the pid namespace */
 	uint32_t limits;		/* how many of each follow */
 	uint32_t fds;
+	uint32_t mounts;
 	uint32_t groups;
 	uint32_t programs;
 	uint32_t argv;
@@ -108,6 +121,11 @@ struct lowsuper_fd {
 	int32_t fd;			/* of the master, or -1: the next path */
 	int32_t flags;			/* of open(2) */
 	int32_t mode;
+};
+
+struct lowsuper_mount {
+	int32_t fd;			/* the helper's: the tree to attach */
+	uint32_t read_only;
 };
 
 enum lowsuper_limits {

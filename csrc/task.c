@@ -48,6 +48,7 @@ static void take_plan(struct task *task, char *bytes, size_t size, char **slots)
 	const struct lowsuper_plan *plan = (void *)bytes;
 	const uint64_t start = sizeof *plan + (uint64_t)plan->limits * sizeof *task->limits +
 			       (uint64_t)plan->fds * sizeof *task->fds +
+			       (uint64_t)plan->mounts * sizeof *task->mounts +
 			       (uint64_t)plan->groups * sizeof *task->groups;
 	char *at = bytes + start;
 	uint64_t wanted, found = 0;
@@ -57,20 +58,28 @@ static void take_plan(struct task *task, char *bytes, size_t size, char **slots)
 	task->plan = plan;
 	task->limits = (void *)(plan + 1);
 	task->fds = (void *)(uintptr_t)(task->limits + plan->limits);
-	task->groups = (void *)(task->fds + plan->fds);
+	task->mounts = (void *)(task->fds + plan->fds);
+	task->groups = (void *)(task->mounts + plan->mounts);
 	for (uint32_t i = 0; i < plan->string_bytes; i++)
 		found += !at[i];
-	wanted = (plan->flags & LOWSUPER_HAS_CHDIR ? 1u : 0u) + (uint64_t)plan->programs +
-		 plan->argv + plan->envp + count_paths(task);
+	wanted = (plan->flags & LOWSUPER_HAS_CHDIR ? 1u : 0u) +
+		 (plan->flags & LOWSUPER_HAS_ROOT ? 1u : 0u) +
+		 (plan->flags & LOWSUPER_HAS_HOSTNAME ? 1u : 0u) + (uint64_t)plan->programs +
+		 plan->argv + plan->envp + count_paths(task) + (uint64_t)plan->mounts * 2;
 	if (found != wanted || (found && bytes[size - 1]))
 		task_fail(task, LOWSUPER_STEP_PLAN, EINVAL, 1);
 
 	if (plan->flags & LOWSUPER_HAS_CHDIR)
 		task->chdir = *take_strings(&at, &slots, 1);
+	if (plan->flags & LOWSUPER_HAS_ROOT)
+		task->root = *take_strings(&at, &slots, 1);
+	if (plan->flags & LOWSUPER_HAS_HOSTNAME)
+		task->hostname = *take_strings(&at, &slots, 1);
 	task->programs = take_strings(&at, &slots, plan->programs);
 	task->argv = take_strings(&at, &slots, plan->argv);
 	task->envp = take_strings(&at, &slots, plan->envp);
 	task->paths = take_strings(&at, &slots, count_paths(task));
+	task->mount_paths = take_strings(&at, &slots, plan->mounts * 2);
 }
 
 void task_read(struct task *task, int fd)
@@ -85,8 +94,8 @@ void task_read(struct task *task, int fd)
 		_exit(127);
 	*task = (struct task){ .head = head };
 	size = (size_t)status.st_size - sizeof head;
-	/* A string has at least its NUL byte, so there are fewer than `size`; 5 lists end with NULL. */
-	room = (size + 8 + 5) * sizeof(char *);
+	/* A string has at least its NUL byte, so there are fewer than `size`; 8 lists end with NULL. */
+	room = (size + 8 + 8) * sizeof(char *);
 	bytes = mmap(NULL, size + 8 + room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 		     0);
 	if (bytes == MAP_FAILED)

@@ -186,7 +186,10 @@ class _Checker:
         if user is not None or group is not None:
             identity = self._resolve(user, group, daemon.origin, daemon.name)
         directory = self._spec.chdir or ""
-        if daemon.chdir is not None:
+        if daemon.root is not None and not self._facts.is_directory(daemon.root):
+            origin = daemon.origin.replace(key="root", value=daemon.root)
+            self._say_missing(origin, "is not a directory", daemon.name)
+        if daemon.chdir is not None and daemon.root is None:
             directory = join_path(directory, daemon.chdir)
             if not self._facts.is_directory(directory):
                 origin = daemon.origin.replace(key="chdir", value=daemon.chdir)
@@ -195,10 +198,13 @@ class _Checker:
         self._check_touch(daemon)
         self._check_pidfile(daemon, identity, master)
         self._check_compound(daemon)
+        if daemon.root is not None:
+            return  # what it runs is in there, behind links that mean something else out here
         problem = self._judge(daemon.command, directory, identity)
         if problem is not None:
             origin = daemon.origin.replace(key="command", value=daemon.command.text)
-            self._say(origin, problem[0], daemon.name, problem[1], is_error=True)
+            # A mount may be what brings it.
+            self._say(origin, problem[0], daemon.name, problem[1], is_error=not daemon.mounts)
 
     def _check_touch(self, daemon: DaemonSpec) -> None:
         for path in daemon.touch:

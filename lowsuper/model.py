@@ -62,6 +62,15 @@ class ResourceLimit(Record):
     hard: int
 
 
+class Keep(Record):
+    """A directory or file of the host that is seen in another place: in a jail, or by a daemon."""
+
+    source: str  # absolute, on the host
+    target: str  # absolute, in the jail or the root
+    read_only: bool = False
+    optional: bool = False  # nothing at `source` is no error
+
+
 class DaemonSpec(Record):
     """One daemon, as configured. Its name is unique in the configuration."""
 
@@ -87,20 +96,15 @@ class DaemonSpec(Record):
     requires: tuple[str, ...] = ()  # daemons that must be ready first, and without which this stops
     after: tuple[str, ...] = ()  # daemons that must be ready first
     limits: tuple[ResourceLimit, ...] = ()  # a later one of the same resource counts
+    namespaces: tuple[str, ...] = ()  # of its own: mount, net, uts, ipc, cgroup; pid is `ns_pid`
+    hostname: str | None = None  # in a uts namespace of its own
+    root: str | None = None  # its root directory, in a mount namespace of its own
+    mounts: tuple[Keep, ...] = ()  # what is seen elsewhere, in a mount namespace of its own
     nice: int | None = None  # None: the master's
     oom_score: int | None = None  # oom_score_adj of proc(5); None: the master's
     umask: int | None = None  # None: the master's
     no_new_privs: bool = False  # nothing that it executes gains privileges
     caps: tuple[int, ...] | None = None  # that it keeps; None: those of its user
-
-
-class Keep(Record):
-    """A directory or file of the host that a jail shows."""
-
-    source: str  # absolute, on the host
-    target: str  # absolute, in the jail
-    read_only: bool = False
-    optional: bool = False  # nothing at `source` is no error
 
 
 class Jail(Record):

@@ -41,6 +41,14 @@ class Limit(Record):
     name: str = ""  # of the resource, for messages
 
 
+class Mount(Record):
+    """A directory or file of the host that is seen in another place, with what is mounted below."""
+
+    source: bytes
+    target: bytes
+    read_only: bool = False
+
+
 class SpawnPlan(Record):
     """All that one start of a program needs.
 
@@ -64,6 +72,11 @@ class SpawnPlan(Record):
     nice: int | None = None
     oom_score: int | None = None  # oom_score_adj
     no_new_privs: bool = False
+    namespaces: int = 0  # CLONE_NEW... of those that it gets besides the pid namespace
+    hostname: bytes | None = None
+    root: bytes | None = None
+    own_proc: bool = False  # with a /proc of its pid namespace
+    mounts: tuple[Mount, ...] = ()
     caps: int | None = None  # bit n: keep capability n; None: as the uid has it
     dies_with_master: bool = True  # parent-death signal, and the roles' watch on the master
 
@@ -77,6 +90,15 @@ class Identity(Record):
     name: str = ""  # "" when only a number was given: the environment does not follow then
     home: str = ""
 
+
+NAMESPACES = {
+    "mount": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "net": 0x40000000,
+}
+"""CLONE_NEW... by the names of the configuration: see namespaces(7)."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -190,8 +212,23 @@ def build_plan(
 
 
 def isolate(plan: SpawnPlan, spec: DaemonSpec) -> SpawnPlan:
-    """Return the plan of a daemon with what its keys limit and take away."""
+    """Return the plan of a daemon with what its keys limit and take away.
+
+    What would change something of the host's brings the namespace that keeps it from that.
+    """
+    namespaces = {name for name in spec.namespaces if name in NAMESPACES}
+    if spec.root is not None or spec.mounts:
+        namespaces.add("mount")
+    if spec.hostname is not None:
+        namespaces.add("uts")
     return plan.replace(
+        namespaces=sum(NAMESPACES[name] for name in namespaces),
+        hostname=None if spec.hostname is None else encode(spec.hostname),
+        root=None if spec.root is None else encode(spec.root),
+        own_proc=spec.ns_pid and "mount" in namespaces,
+        mounts=tuple(
+            Mount(encode(keep.source), encode(keep.target), keep.read_only) for keep in spec.mounts
+        ),
         umask=spec.umask,
         nice=spec.nice,
         oom_score=spec.oom_score,
@@ -235,8 +272,22 @@ def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911
             return _describe_isolation(plan, step, arg)
 
 
-def _describe_isolation(plan: SpawnPlan, step: str, arg: int) -> str:
+def _decode(text: bytes | None) -> str:
+    return (text or b"").decode("utf-8", "surrogateescape")
+
+
+def _describe_isolation(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911  # a table
     match step:
+        case "namespaces":
+            return next((name for name, flag in NAMESPACES.items() if flag == arg), "")
+        case "hostname":
+            return _decode(plan.hostname)
+        case "root":
+            return _decode(plan.root) + (" (pivot_root)" if arg else "")
+        case "proc":
+            return "/proc"
+        case "mounts" if 0 <= arg < len(plan.mounts):
+            return f"{_decode(plan.mounts[arg].source)} on {_decode(plan.mounts[arg].target)}"
         case "caps" if 0 <= arg < len(CAPABILITIES):
             return CAPABILITIES[arg]
         case "caps" if arg >= 0:

@@ -55,6 +55,7 @@ ADVICE = {
     ("clone", EPERM): "namespaces need root (CAP_SYS_ADMIN)",
     ("setresuid", EPERM): "only root can become another user",
     ("setgroups", EPERM): "only root can become another user",
+    ("namespaces", EPERM): "namespaces need root (CAP_SYS_ADMIN)",
     ("caps", EPERM): "lowsuper must have what is to be kept, and CAP_SETPCAP to take the rest away",
 }
 

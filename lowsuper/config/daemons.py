@@ -142,6 +142,7 @@ class DaemonBuilder:
             if "command" not in draft.fields and not draft.broken and not draft.unknown:
                 self._fault(draft, draft.origin, "there is no command", "add command = ...")
             self._require_pidfile(draft)
+            self._join_namespaces(draft)
         read = [draft for draft in self._drafts if "command" in draft.fields and not draft.unknown]
         self._name_all(read)
         return tuple(_build_daemon(draft) for draft in read)
@@ -155,6 +156,15 @@ class DaemonBuilder:
                 origin = draft.origins[field]
                 advice = f"add pidfile=FILE, or leave {origin.key} out"
                 self._fault(draft, origin, "means nothing without a pidfile", advice)
+
+    def _join_namespaces(self, draft: _Draft) -> None:
+        """Let `pid` among the namespaces be `ns_pid`."""
+        if "pid" not in _parts(draft.fields.get("namespaces", ())):
+            return
+        if draft.fields.get("ns_pid") is False:
+            origin = draft.origins["ns_pid"]
+            self._fault(draft, origin, "contradicts pid among the namespaces", "leave one out")
+        draft.fields["ns_pid"] = True
 
     # Names.
 
@@ -205,7 +215,8 @@ class DaemonBuilder:
             self._set(draft, key, item.value or "", origin)
         else:
             value = item.value or ""
-            self._set(draft, key, value if key.field == "touch" else unquote(value), origin)
+            keeps_quotes = key.field in ("touch", "mounts")
+            self._set(draft, key, value if keeps_quotes else unquote(value), origin)
         return key.field == "command"
 
     def _set(self, draft: _Draft, key: Key, value: str, origin: Origin) -> None:

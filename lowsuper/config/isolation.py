@@ -5,13 +5,22 @@ Loaded when a configuration has such a key: few have.
 
 from __future__ import annotations
 
-from lowsuper.model import ResourceLimit
-from lowsuper.units import SECOND, parse_capability, parse_duration, parse_int, parse_size
+from lowsuper.model import Keep, ResourceLimit
+from lowsuper.units import (
+    SECOND,
+    nearest_name,
+    parse_capability,
+    parse_duration,
+    parse_int,
+    parse_size,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+NAMESPACES = ("pid", "mount", "net", "uts", "ipc", "cgroup")
+HOSTNAME_LENGTH = 64
 UNLIMITED = ("unlimited", "infinity")
 _MOST = (1 << 63) - 1
 
@@ -107,3 +116,65 @@ def parse_caps(text: str) -> tuple[int, ...]:
     if len(words) == 1 and words[0].lower() == "none":
         return ()
     return tuple(map(parse_capability, words))
+
+
+def parse_namespaces(text: str) -> tuple[str, ...]:
+    """Return the names of namespaces.
+
+    Raises:
+        ValueError: there is no such namespace, or the list is empty.
+    """
+    words = split_list(text.lower())
+    if not words:
+        raise ValueError("is empty")
+    for word in words:
+        if word not in NAMESPACES:
+            near = nearest_name(word, NAMESPACES)
+            hint = f"; did you mean {near}?" if near else f"; there are {', '.join(NAMESPACES)}"
+            raise ValueError(f"there is no namespace {word}{hint}")
+    return tuple(words)
+
+
+def parse_hostname(text: str) -> str:
+    """Return a host name: see sethostname(2).
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text or len(text.encode("utf-8", "surrogateescape")) > HOSTNAME_LENGTH:
+        raise ValueError(f"is not a name of 1 to {HOSTNAME_LENGTH} bytes")
+    for char in text:
+        if not (char.isascii() and char.isalnum()) and char not in "-._":
+            raise ValueError(f"holds {char!r}; a host name has letters, digits, -, _ and . only")
+    return text
+
+
+def parse_place(text: str) -> str:
+    """Return an absolute path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError("is not an absolute path")
+    return text
+
+
+def parse_mounts(files: tuple[str, ...]) -> tuple[Keep, ...]:
+    """Return the mounts of the items `SOURCE:TARGET` or `SOURCE:TARGET:ro`.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    return tuple(map(_parse_mount, files))
+
+
+def _parse_mount(text: str) -> Keep:
+    parts = text.split(":")
+    read_only = len(parts) == 3 and parts[2] == "ro"
+    if len(parts) != 2 + read_only:
+        raise ValueError(f"{text} is neither SOURCE:TARGET nor SOURCE:TARGET:ro")
+    for path in parts[:2]:
+        if not path.startswith("/"):
+            raise ValueError(f"{path or text} is not an absolute path")
+    return Keep(parts[0], parts[1], read_only)

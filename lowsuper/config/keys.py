@@ -162,6 +162,34 @@ def parse_caps(text: str) -> tuple[int, ...]:
     return isolation.parse_caps(text)
 
 
+def parse_namespaces(text: str) -> tuple[str, ...]:
+    """Return the namespaces of a list: see `config.isolation`."""
+    from lowsuper.config import isolation
+
+    return isolation.parse_namespaces(text)
+
+
+def parse_hostname(text: str) -> str:
+    """Return a host name: see `config.isolation`."""
+    from lowsuper.config import isolation
+
+    return isolation.parse_hostname(text)
+
+
+def parse_root(text: str) -> str:
+    """Return an absolute path: see `config.isolation`."""
+    from lowsuper.config import isolation
+
+    return isolation.parse_place(text)
+
+
+def parse_mounts(text: str) -> object:
+    """Return mounts, parted by semicolons as the files of `touch`: see `config.isolation`."""
+    from lowsuper.config import isolation
+
+    return isolation.parse_mounts(parse_touch(text))
+
+
 def _limit(resource: str, help_text: str) -> Key:
     """Return the row of a resource limit."""
 
@@ -209,6 +237,22 @@ KEYS = (
         "with a pidfile: signal it at stop and reload",
         True,
     ),
+    Key(
+        ("namespaces",),
+        parse_namespaces,
+        "namespaces",
+        "of its own: pid, mount, net, uts, ipc, cgroup",
+        adds=True,
+    ),
+    Key(("hostname",), parse_hostname, "hostname", "host name, in a uts namespace of its own"),
+    Key(("root",), parse_root, "root", "root directory, in a mount namespace of its own"),
+    Key(
+        ("mounts",),
+        parse_mounts,
+        "mounts",
+        "SOURCE:TARGET[:ro], parted by ;, in a mount namespace of its own",
+        adds=True,
+    ),
     Key(("umask",), parse_umask, "umask", "file mode creation mask"),
     Key(("nice",), parse_nice, "nice", "nice value, from -20 to 19"),
     Key(
@@ -247,7 +291,7 @@ NAMES = {name: key for key in KEYS for name in key.names}
 
 _LATER_NAMES = (
     "legion groups env envfile clean_env type requires after ready start_timeout restart"
-    " max_restarts log listen watchdog namespaces"
+    " max_restarts log listen watchdog"
 )
 _LATER = frozenset(_LATER_NAMES.split())
 _LATER_PREFIXES = ("cgroup_",)

@@ -41,15 +41,17 @@ _OPTIONAL = (
     ("nice", lib.LOWSUPER_HAS_NICE),
     ("oom_score", lib.LOWSUPER_HAS_OOM_SCORE),
     ("caps", lib.LOWSUPER_HAS_CAPS),
+    ("root", lib.LOWSUPER_HAS_ROOT),
+    ("hostname", lib.LOWSUPER_HAS_HOSTNAME),
 )
 """Fields of a plan that may be None, and the flags that say that they are not."""
-_NO_NEW_PRIVS = lib.LOWSUPER_NO_NEW_PRIVS
+_NO_NEW_PRIVS, _OWN_PROC = lib.LOWSUPER_NO_NEW_PRIVS, lib.LOWSUPER_OWN_PROC
 _DIES_WITH_MASTER = lib.LOWSUPER_DIES_WITH_MASTER
 _STEP_EXECVE = lib.LOWSUPER_STEP_EXECVE
 _STARTED, _EXITED = lib.LOWSUPER_STARTED, lib.LOWSUPER_EXITED
 _spawn = lib.lowsuper_spawn
 
-_HEADER = Struct("5I2i9I")  # struct lowsuper_plan
+_HEADER = Struct("5I2i11I")  # struct lowsuper_plan
 _LIMIT = Struct("iiqq")  # struct lowsuper_limit
 _ERROR = Struct("3i")  # struct lowsuper_error
 SIGKILL = 9
@@ -113,6 +115,8 @@ def _find_flags(plan: SpawnPlan) -> int:
     flags = _DIES_WITH_MASTER if plan.dies_with_master else 0
     if plan.no_new_privs:
         flags |= _NO_NEW_PRIVS
+    if plan.own_proc:
+        flags |= _OWN_PROC
     for field, flag in _OPTIONAL:
         if getattr(plan, field) is not None:
             flags |= flag
@@ -128,7 +132,7 @@ def pack(plan: SpawnPlan) -> bytes:
     Raises:
         KernelError: EINVAL, a NUL byte is in one of its strings.
     """
-    strings = [] if plan.chdir is None else [plan.chdir]
+    strings = [text for text in (plan.chdir, plan.root, plan.hostname) if text is not None]
     programs, argv, envp, groups = plan.programs, plan.argv, plan.envp, plan.groups or ()
     strings += programs
     strings += argv
@@ -139,6 +143,9 @@ def pack(plan: SpawnPlan) -> bytes:
         numbers += (source.target, fd, source.flags, source.mode)
         if fd < 0:
             strings.append(source.path)
+    for mount in plan.mounts:
+        numbers += (-1, mount.read_only)
+        strings += (mount.source, mount.target)
     strings.append(b"")
     text = b"\0".join(strings)
     if text.count(b"\0") != len(strings) - 1:
@@ -154,8 +161,10 @@ def pack(plan: SpawnPlan) -> bytes:
         plan.oom_score or 0,
         caps & 0xFFFFFFFF,
         caps >> 32,
+        plan.namespaces,
         len(plan.limits),
         len(plan.fds),
+        len(plan.mounts),
         len(groups),
         len(programs),
         len(argv),

@@ -12,7 +12,7 @@ import pytest
 from spawning import NULL, SOURCES, make_plan, run_helper
 
 from lowsuper.kernel.spawn import ExecOk
-from lowsuper.plan import FdSource, Limit
+from lowsuper.plan import NAMESPACES, FdSource, Limit, Mount
 
 ALLOWED = {
     *("clone", "close", "fcntl", "memfd_create", "pipe2", "socketpair", "syscall", "waitpid"),
@@ -36,6 +36,23 @@ ORDER = (
     r"write\(\d+, \"500\", 3\)",
     r"setpriority\(PRIO_PROCESS, 0, 5\)",
     r"(open|openat)\(.*\"/proc/self/autogroup\"",
+    r"unshare\(CLONE_NEWNS\)",
+    r"mount\(NULL, \"/\", NULL, MS_REC\|MS_PRIVATE",
+    r"unshare\(CLONE_NEWUTS\)",
+    r"sethostname\(\"jail\"",
+    r"openat2\(AT_FDCWD, \"/usr\".*RESOLVE_NO_MAGICLINKS",
+    r"open_tree\(.*OPEN_TREE_CLONE",
+    r"mount_setattr\(.*MOUNT_ATTR_RDONLY",
+    r"openat2\(AT_FDCWD, \"/\".*RESOLVE_NO_MAGICLINKS",
+    r"open_tree\(.*OPEN_TREE_CLONE",
+    r"move_mount\(",
+    r"fchdir\(",
+    r"pivot_root\(\".\", \".\"\)",
+    r"umount2\(\".\", MNT_DETACH\)",
+    r"chdir\(\"/\"\)",
+    r"mount\(\"proc\", \"/proc\", \"proc\"",
+    r"openat2\(AT_FDCWD, \"/usr\".*RESOLVE_NO_MAGICLINKS",
+    r"move_mount\(",
     r"(setrlimit|prlimit64)\((0, )?RLIMIT_CORE",
     r"chdir\(\"/\"\)",
     r"prctl\(PR_CAPBSET_DROP, CAP_CHOWN",
@@ -107,6 +124,11 @@ def test_stage_2_makes_its_calls_in_order(cgroup, tmp_path):
         oom_score=500,
         no_new_privs=True,
         caps=1 << 10,
+        namespaces=NAMESPACES["mount"] | NAMESPACES["uts"],
+        hostname=b"jail",
+        root=b"/",
+        own_proc=True,
+        mounts=(Mount(b"/usr", b"/usr", read_only=True),),
         limits=(Limit(resource.RLIMIT_CORE, 0, 0),),
         fds=(NULL, FdSource(1, 2), FdSource(2, 2)),
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from masters import IS_ROOT, NOBODY, need, needs_root
+from masters import IS_ROOT, NOBODY, Master, need, needs_root
 
 from lowsuper.units import CAPABILITIES
 
@@ -218,6 +220,14 @@ def test_capability_that_lowsuper_does_not_have_is_named(masters):
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
+        ("namespaces=mnt", "namespaces=mnt: there is no namespace mnt; did you mean mount"),
+        (
+            "namespaces=pid,ns_pid=0",
+            "ns_pid=0: contradicts pid among the namespaces; leave one out",
+        ),
+        ("root=jail", "root=jail: is not an absolute path"),
+        ("mounts=/a", "mounts=/a: /a is neither SOURCE:TARGET nor SOURCE:TARGET:ro"),
+        ("hostname=a/b", "hostname=a/b: holds '/'"),
         ("caps=net_rwa", "caps=net_rwa: there is no capability net_rwa; did you mean net_raw"),
         ("caps=", "web: caps.*is empty"),
         ("nice=20", "nice=20: is not between -20 and 19"),
@@ -232,3 +242,152 @@ def test_bad_value_starts_nothing(masters, key, reason):
     master = masters.begin(f"attach-daemon2 = cmd=sleep 1000,name=web,{key}")
     assert master.wait() == 78
     assert master.has_said(reason)
+
+
+# Namespaces, root, mounts.
+
+
+def namespaces_of(pid):
+    """Return the namespaces of a process that are not ours."""
+    names = ("pid", "mnt", "net", "uts", "ipc", "cgroup")
+    return {name for name in names if os.readlink(f"/proc/{pid}/ns/{name}") != own_namespace(name)}
+
+
+def own_namespace(name):
+    return os.readlink(f"/proc/self/ns/{name}")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root file system of a few files."""
+    program = shutil.which("busybox")
+    need(program is not None, "busybox")
+    place = tmp_path / "root"
+    for name in ("bin", "proc", "srv"):
+        (place / name).mkdir(parents=True)
+    shutil.copy2(program, place / "bin/busybox")
+    return place
+
+
+@needs_root
+def test_namespaces_are_those_that_were_asked_for(masters):
+    master = masters.start(
+        """
+        attach-daemon2 = cmd=sleep 1000,name=none
+        attach-daemon2 = cmd=sleep 1000,name=pid,namespaces=pid
+        attach-daemon2 = cmd=sleep 1000,name=all,namespaces='pid,mount,net,uts,ipc,cgroup'
+        attach-daemon2 = cmd=sleep 1000,name=some,namespaces=net;ipc
+        attach-daemon2 = cmd=sleep 1000,name=host,hostname=jail
+        attach-daemon2 = cmd=sleep 1000,name=place,mounts=/usr:/usr:ro
+        """
+    )
+    wanted = {
+        "none": set(),
+        "pid": {"pid"},
+        "all": {"pid", "mnt", "net", "uts", "ipc", "cgroup"},
+        "some": {"net", "ipc"},
+        "host": {"uts"},
+        "place": {"mnt"},
+    }
+    assert {name: namespaces_of(master.pid_of(name)) for name in wanted} == wanted
+    assert master.has_said("pid: started, .*kill domain pidns")
+    assert master.stop() == 0
+
+
+@needs_root
+@pytest.mark.parametrize("rung", ["cgroup", "shim", "pidns"])
+def test_daemon_in_a_root_of_its_own_starts_again_and_stops(masters, root, rung):
+    (root / "srv/secret").write_text("x")
+    source = masters.directory / "source é"
+    source.mkdir()
+    (source / "file").write_text("of the host")
+    pid = "pid," if rung == "pidns" else ""
+    master = masters.launch(
+        str(
+            masters.write(
+                f"""
+                kill-domain = {"auto" if rung == "pidns" else rung}
+                [daemon:web]
+                command = /bin/busybox sh -c 'echo i see /* /srv/*; exec busybox sleep 1000'
+                root = {root}
+                namespaces = {pid}uts
+                hostname = jail
+                mounts = {source}:/srv:ro
+                """
+            )
+        ),
+        prefix=("unshare", "--mount", "--propagation", "shared"),
+    ).wait_ready()
+    master.wait_output("i see /bin /proc /srv /srv/file$")
+    table = read_proc(master.pid, "mountinfo")
+    first = master.pid_of("web")
+    assert os.stat(f"/proc/{first}/root").st_ino == root.stat().st_ino
+    os.kill(first, signal.SIGKILL)
+    master.wait_line("web: .*was killed by SIGKILL")
+    second = master.wait_started("web")
+    assert second != first
+    assert read_proc(master.pid, "mountinfo") == table
+    assert {"mnt", "uts"} <= namespaces_of(second)
+    assert master.stop() == 0
+    assert os.listdir(root / "srv") == ["secret"]
+    assert sorted(os.listdir(root)) == ["bin", "proc", "srv"]
+
+
+@needs_root
+def test_pid_and_mount_namespace_bring_a_proc_of_their_own(masters):
+    master = masters.start(
+        "attach-daemon2 = cmd=sh -c 'echo pids /proc/[0-9]*; exec sleep 1000',name=web,"
+        "namespaces=pid;mount"
+    )
+    master.wait_output("pids /proc/1 /proc/2$")
+    assert master.stop() == 0
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("root=/nonexistent", "web: root /nonexistent: No such file or directory; next try"),
+        ("root={R},namespaces=pid", "web: proc /proc: No such file or directory; next try"),
+        ("mounts=/nonexistent:/mnt", "web: mounts /nonexistent on /mnt: No such file or directory"),
+        ("mounts=/usr:/nonexistent", "web: mounts /usr on /nonexistent: No such file or directory"),
+        ("mounts=/usr:/etc/passwd", "web: mounts /usr on /etc/passwd: Not a directory"),
+        ("root={R},name=web", "web: execve sleep: No such file or directory"),
+    ],
+)
+def test_step_that_fails_is_named_and_tried_again(masters, tmp_path, keys, said):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    name = "" if "name=web" in keys else ",name=web"
+    master = masters.begin(
+        f"attach-daemon2 = cmd=sleep 1000{name},{keys.replace('{R}', str(empty))}"
+    )
+    master.wait_line(said)
+    assert master.stop() == 0
+    assert os.listdir(empty) == []
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="needs: root")
+def test_namespace_for_another_than_root_is_refused(masters):
+    master = masters.begin(
+        f"uid = {NOBODY}\ngid = {NOBODY}\nattach-daemon2 = cmd=sleep 1000,name=web,namespaces=net"
+    )
+    master.wait_line(r"web: namespaces net: Operation not permitted \(namespaces need root")
+    assert master.stop() == 0
+
+
+def test_check_finds_a_root_that_is_not_there(masters, tmp_path):
+    (tmp_path / "root").mkdir()
+    path = masters.write(
+        "attach-daemon2 = cmd=/bin/only-there,name=web,root=/nonexistent\n"
+        "attach-daemon2 = cmd=/bin/only-there,name=other,chdir=/only/there,"
+        f"root={tmp_path}/root\n"
+        "attach-daemon2 = cmd=/mnt/only-there,name=third,mounts=/usr:/mnt\n"
+    )
+    command = [*Master.program, "check", str(path)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 78
+    assert "web: root=/nonexistent: is not a directory" in result.stdout
+    assert "other" not in result.stdout.replace(str(tmp_path), "")
+    assert "third: command=/mnt/only-there: there is no file" in result.stdout
+    assert "1 error, 1 warning" in result.stdout

@@ -26,7 +26,7 @@ from spawning import NULL, Run, in_child, make_plan, outcome_of, run_helper
 from lowsuper.errors import KernelError
 from lowsuper.kernel import native, spawn
 from lowsuper.kernel.spawn import ExecOk, StepFailed
-from lowsuper.plan import SHIM, FdSource, Limit
+from lowsuper.plan import NAMESPACES, SHIM, FdSource, Limit, Mount
 
 NOBODY = 65534
 NO_ID = 0xFFFFFFFF  # (uid_t)-1, which the kernel takes as "do not change"
@@ -74,6 +74,58 @@ def fail_oom_score_range(spawner, tmp_path):
 
 def fail_nice(spawner, tmp_path):
     return in_child(lambda: outcome_of(spawner, make_plan("/bin/true", nice=-1)), uid=NOBODY)
+
+
+def fail_namespaces(spawner, tmp_path):
+    plan = make_plan("/bin/true", namespaces=NAMESPACES["uts"] | NAMESPACES["ipc"])
+    return in_child(lambda: outcome_of(spawner, plan), uid=NOBODY)
+
+
+def fail_hostname(spawner, tmp_path):
+    plan = make_plan("/bin/true", namespaces=NAMESPACES["uts"], hostname=b"x" * 65)
+    return outcome_of(spawner, plan)
+
+
+def fail_root(spawner, tmp_path):
+    plan = make_plan("/bin/true", namespaces=NAMESPACES["mount"], root=b"/dev/null")
+    return outcome_of(spawner, plan)
+
+
+def fail_root_of_host(spawner, tmp_path):
+    # Without a mount namespace of its own it is the host's table that would change.
+    return outcome_of(spawner, make_plan("/bin/true", root=os.fsencode(tmp_path)))
+
+
+def fail_proc_of_host(spawner, tmp_path):
+    return outcome_of(spawner, make_plan("/bin/true", own_proc=True))
+
+
+def fail_mounts_of_host(spawner, tmp_path):
+    mounts = (Mount(b"/tmp", os.fsencode(tmp_path)),)
+    plan = make_plan("/bin/true", mounts=mounts, namespaces=NAMESPACES["uts"])
+    return outcome_of(spawner, plan)
+
+
+def fail_hostname_of_host(spawner, tmp_path):
+    plan = make_plan("/bin/true", hostname=b"x", namespaces=NAMESPACES["mount"])
+    return outcome_of(spawner, plan)
+
+
+def fail_proc(spawner, tmp_path):
+    plan = make_plan("/bin/true", namespaces=NAMESPACES["mount"], own_proc=True)
+    return outcome_of(spawner, plan.replace(root=os.fsencode(tmp_path)))
+
+
+def fail_sources(spawner, tmp_path):
+    mounts = (Mount(b"/tmp", b"/tmp"), Mount(b"/missing", b"/tmp"))
+    plan = make_plan("/bin/true", namespaces=NAMESPACES["mount"], mounts=mounts)
+    return outcome_of(spawner, plan)
+
+
+def fail_mounts(spawner, tmp_path):
+    mounts = (Mount(b"/tmp", b"/tmp"), Mount(b"/tmp", b"/missing"))
+    plan = make_plan("/bin/true", namespaces=NAMESPACES["mount"], mounts=mounts)
+    return outcome_of(spawner, plan)
 
 
 def fail_caps(spawner, tmp_path):
@@ -216,6 +268,16 @@ CASES = (
     (fail_oom_score, StepFailed("oom_score", EACCES, 0)),
     (fail_oom_score_range, StepFailed("oom_score", EINVAL, 0)),
     (fail_nice, StepFailed("nice", EACCES, 0)),
+    (fail_namespaces, StepFailed("namespaces", EPERM, NAMESPACES["uts"])),
+    (fail_hostname, StepFailed("hostname", EINVAL, 0)),
+    (fail_root, StepFailed("root", ENOTDIR, 0)),
+    (fail_root_of_host, StepFailed("namespaces", EINVAL, 0)),
+    (fail_proc_of_host, StepFailed("namespaces", EINVAL, 0)),
+    (fail_mounts_of_host, StepFailed("namespaces", EINVAL, 0)),
+    (fail_hostname_of_host, StepFailed("namespaces", EINVAL, 0)),
+    (fail_proc, StepFailed("proc", ENOENT, 0)),
+    (fail_sources, StepFailed("mounts", ENOENT, 1)),
+    (fail_mounts, StepFailed("mounts", ENOENT, 1)),
     (fail_caps, StepFailed("caps", EPERM, 0)),
     (fail_caps_missing, StepFailed("caps", EPERM, 0)),
     (fail_caps_unknown, StepFailed("caps", EINVAL, 63)),

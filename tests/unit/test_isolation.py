@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lowsuper.config import isolation, keys
-from lowsuper.model import ResourceLimit
+from lowsuper.model import Keep, ResourceLimit
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,70 @@ def test_caps(text, caps):
 def test_caps_that_are_none_are_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
         isolation.parse_caps(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("pid,mount", ("pid", "mount")),
+        ("NET", ("net",)),
+        ("uts ipc;cgroup", ("uts", "ipc", "cgroup")),
+    ],
+)
+def test_namespaces(text, names):
+    assert keys.NAMES["namespaces"].parse(text) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is empty"),
+        ("mnt", "namespace mnt; did you mean mount"),
+        ("user", "there are pid, mount"),
+    ],
+)
+def test_namespaces_that_are_none_are_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        isolation.parse_namespaces(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "mounts"),
+    [
+        ("/a:/b", (Keep("/a", "/b"),)),
+        ("/a:/b:ro; /c:/d", (Keep("/a", "/b", True), Keep("/c", "/d"))),
+        ("'/a;x:/b';/with space:/é", (Keep("/a;x", "/b"), Keep("/with space", "/é"))),
+    ],
+)
+def test_mounts(text, mounts):
+    assert keys.NAMES["mounts"].parse(text) == mounts
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is empty"),
+        ("/a", "neither SOURCE:TARGET"),
+        ("/a:/b:rw", "neither SOURCE:TARGET"),
+        ("/a:/b:ro:x", "neither SOURCE:TARGET"),
+        ("a:/b", "a is not an absolute path"),
+        ("/a:", "/a: is not an absolute path"),
+        ("/a:b", "b is not an absolute path"),
+    ],
+)
+def test_mounts_that_are_none_are_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        keys.NAMES["mounts"].parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 65, "a b", "a/b", "é"])
+def test_hostname_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match=r"is not a name|holds"):
+        isolation.parse_hostname(text)
+
+
+def test_root_is_absolute():
+    assert keys.NAMES["root"].parse("/ns/1") == "/ns/1"
+    for text in ("", "ns/1", "/a\0b"):
+        with pytest.raises(ValueError, match="absolute"):
+            keys.NAMES["root"].parse(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowsuper.model import Command, DaemonSpec, EnvChange, Origin
+from lowsuper.model import Command, DaemonSpec, EnvChange, Keep, Origin
 from lowsuper.plan import (
     DEFAULT_PATH,
     NSINIT,
@@ -12,6 +12,7 @@ from lowsuper.plan import (
     FdSource,
     Identity,
     Limit,
+    Mount,
     build_environment,
     build_plan,
     describe_step,
@@ -21,6 +22,7 @@ from lowsuper.plan import (
 
 COMMAND = Command("web -p 80", ("web", "-p", "80"))
 ORIGIN = Origin("test.ini", 1, "attach-daemon", "web -p 80")
+MOUNTS = (Mount(b"/a", b"/b"), Mount(b"/c", b"/d", True))
 WWW = Identity(33, 34, (34, 50), "www", "/var/www")
 NUMBER = Identity(4711, 4712, ())
 
@@ -113,6 +115,34 @@ def test_plan_takes_what_limits_a_daemon_from_its_keys():
     assert isolate(plan_of(), DaemonSpec("web", COMMAND, ORIGIN)) == plan_of()
 
 
+NEWNS, NEWUTS, NEWNET = 0x20000, 0x4000000, 0x40000000
+
+
+@pytest.mark.parametrize(
+    ("fields", "namespaces", "own_proc"),
+    [
+        ({"namespaces": ("mount", "net", "net")}, NEWNS | NEWNET, False),
+        ({"namespaces": ("pid",), "ns_pid": True}, 0, False),
+        ({"namespaces": ("pid", "mount"), "ns_pid": True}, NEWNS, True),
+        ({"root": "/x"}, NEWNS, False),
+        ({"root": "/x", "ns_pid": True}, NEWNS, True),
+        ({"mounts": (Keep("/a", "/b"),)}, NEWNS, False),
+        ({"hostname": "x"}, NEWUTS, False),
+    ],
+)
+def test_plan_has_the_namespaces_that_keep_the_host_as_it_is(fields, namespaces, own_proc):
+    plan = isolate(plan_of(), DaemonSpec("web", COMMAND, ORIGIN, **fields))
+    assert (plan.namespaces, plan.own_proc) == (namespaces, own_proc)
+
+
+def test_plan_takes_places_from_the_keys_of_a_daemon():
+    keeps = (Keep("/a é", "/b"), Keep("/c", "/d", read_only=True))
+    spec = DaemonSpec("web", COMMAND, ORIGIN, root="/r", hostname="h", mounts=keeps)
+    plan = isolate(plan_of(), spec)
+    assert (plan.root, plan.hostname) == (b"/r", b"h")
+    assert plan.mounts == (Mount("/a é".encode(), b"/b"), Mount(b"/c", b"/d", read_only=True))
+
+
 def test_encode_keeps_bytes_that_are_not_utf8():
     assert encode(b"caf\xe9 \xc3\xa9".decode("utf-8", "surrogateescape")) == b"caf\xe9 \xc3\xa9"
 
@@ -137,6 +167,14 @@ def test_encode_keeps_bytes_that_are_not_utf8():
         ("caps", 10, "net_bind_service"),
         ("caps", 63, "capability 63"),
         ("caps", -1, ""),
+        ("namespaces", 0x40000000, "net"),
+        ("namespaces", 0, ""),
+        ("hostname", 0, "jail"),
+        ("root", 0, "/ns/1"),
+        ("root", 1, "/ns/1 (pivot_root)"),
+        ("proc", 0, "/proc"),
+        ("mounts", 1, "/c on /d"),
+        ("mounts", 2, ""),
         ("clone", 0, ""),
     ],
 )
@@ -147,7 +185,7 @@ def test_step_is_described_by_what_it_was_about(step, arg, text):
         chdir="/srv\udce9",
         fds=(FdSource(0, 5), FdSource(1, path=b"/log")),
         limits=(Limit(7, 1024, 4096), Limit(4, 0, -1, "core")),
-    ).replace(nice=-5, oom_score=-900)
+    ).replace(nice=-5, oom_score=-900, hostname=b"jail", root=b"/ns/1", mounts=MOUNTS)
     assert describe_step(plan, step, arg) == text
 
 
