@@ -165,6 +165,7 @@ class Supervisor:
         self._states: dict[str, State] = {}
         self._queue: deque[Item] = deque()
         self._inner: deque[Item] = deque()
+        self._moved = False
         self.master = master.Master()
         self._place(spec)
 
@@ -293,7 +294,9 @@ class Supervisor:
         wanted = self._wanted.get(name)
         if not isinstance(event, Reload) or wanted is None:
             return event
-        return Reload(changes=wanted.pidfile != self._daemons[name].spec.pidfile)
+        pidfile = self._daemons[name].spec.pidfile
+        moved = self._moved and pidfile is not None and not pidfile.startswith("/")
+        return Reload(changes=moved or wanted.pidfile != pidfile)
 
     def _perform_process(
         self,
@@ -323,5 +326,6 @@ class Supervisor:
             self._inner.append((None, LoadRefused()))
             return
         self._effects.use(spec)
+        self._moved = spec.chdir != self.spec.chdir  # relative pidfiles are others now
         self._place(spec)
         self._inner.append((None, Loaded()))

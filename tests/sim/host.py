@@ -483,11 +483,9 @@ class Governor:
 
     def _check_next(self, spec) -> None:
         """What is left running must be where its next instance looks for it."""
-        if self.world.supervisor.master.phase == STOPPING:
-            return
-        for wanted in self.world.spec_now.daemons:
-            same = wanted.name != spec.name or wanted.pidfile == spec.pidfile
-            self.world.rule(same, f"{spec.name} is left, but looked for at {wanted.pidfile}")
+        stops = self.world.supervisor.master.phase == STOPPING
+        left = stops or not self.is_changed(spec.name, spec.pidfile)
+        self.world.rule(left, f"{spec.name} is left where it will not be looked for")
 
     def _wait_no_more(self, path: str, name: str) -> None:
         if self.waiting.get(path, ("", 0))[0] != name:
@@ -502,7 +500,7 @@ class Governor:
         state = self.world.state(life.name)
         told = isinstance(state, Down) and life.spec.notify_pid
         ends = isinstance(state, Stopping) and (
-            state.then in (AGAIN, CRASHED, UNREADY) or self.is_changed(life)
+            state.then in (AGAIN, CRASHED, UNREADY) or self.is_changed(life.name, life.path)
         )
         self.world.rule(
             told or ends or life.asked, f"{life.name}.{life.run} is signalled in {state}"
@@ -521,10 +519,11 @@ class Governor:
             if target.alive and target.role != "helper" and not (told and signal == 1):
                 self.host.signal(target, signal)
 
-    def is_changed(self, life: Life) -> bool:
-        """Return whether the daemon's next instance is governed otherwise."""
+    def is_changed(self, name: str, path: str) -> bool:
+        """Return whether the daemon's next instance is not looked for at this path."""
         wanted = {spec.name: spec.pidfile for spec in self.world.spec_now.daemons}
-        return wanted.get(life.name, life.path) != life.path
+        moved = self.world.moved and not path.startswith("/")
+        return name in wanted and (moved or wanted[name] != path)
 
     def _check_deadline(self, life: Life) -> None:
         gone = not self.left(life) and self._alive(life.named) is None

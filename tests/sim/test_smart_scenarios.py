@@ -29,7 +29,7 @@ from lowsuper.events import (
     MasterReloaded,
     MasterStops,
 )
-from lowsuper.machine import Down, Looking, Starting, Up
+from lowsuper.machine import Awaiting, Down, Looking, Starting, Up
 from lowsuper.units import SECOND
 
 PATH = "/d.pid"
@@ -160,6 +160,119 @@ def test_reload_without_it_leaves_it_running(host):
     assert not host.locks
 
 
+@pytest.mark.parametrize("notified", [False, True])
+def test_brutal_reload_leaves_it_and_finds_it_again(host, notified):
+    world = master(host, smart(notify_pid=notified), daemon("p"))
+    pid = pid_of(host)
+    world.fifo("R")
+    host.run(SECOND)
+    assert world.said(DaemonLeft) == [DaemonLeft("d", pid, "reload", 1 if notified else None)]
+    assert [note.name for note in world.said(DaemonKilled)] == ["p"]
+    assert (world.state("d").pid, pid_of(host)) == (pid, pid)
+    assert host.launches == {PATH: 1}
+
+
+@pytest.mark.parametrize("brutal", [False, True])
+@pytest.mark.parametrize("program", [Program(stops_after=SECOND), FORKS, Program(stops_after=None)])
+def test_reload_with_another_pidfile_ends_it_before_the_next(host, program, brutal):
+    """The world breaks off when it is left to run beside its next instance."""
+    world = master(host, smart(stop_timeout=2 * SECOND), program=program)
+    old = host.processes[pid_of(host)]
+    new = smart(stop_timeout=2 * SECOND).replace(pidfile="/new.pid")
+    if brutal:
+        world.next_spec = config(new)
+        world.fifo("R")
+    else:
+        world.reload(config(new))
+    host.run(10 * SECOND)
+    (note,) = world.said(DaemonEnding)
+    assert (note.pid, note.why) == (old.pid, "reload")
+    assert bool(world.said(DaemonKilled)) == (program.stops_after is None)
+    assert not host.living(PATH)
+    assert world.state("d").pid == pid_of(host, "/new.pid")
+    assert host.launches == {PATH: 1, "/new.pid": 1}
+    assert host.processes[world.state("d").pid].born >= old.born + 10 * SECOND
+    assert list(host.locks) == ["/new.pid"]
+    assert len(world.said(MasterReloaded)) == 1
+
+
+def test_reload_with_another_pidfile_ends_what_waits_for_it(host):
+    world = master(host, program=FORKS, duration=SECOND + SECOND // 2)
+    host.run()
+    assert isinstance(world.state("d"), Awaiting)
+    world.reload(config(smart().replace(pidfile="/new.pid")))
+    host.run(10 * SECOND)
+    assert not host.living(PATH)
+    assert world.state("d").pid == pid_of(host, "/new.pid")
+    assert not world.said(DaemonLeft)
+
+
+@pytest.mark.parametrize("slow", [0, SECOND])
+def test_reload_makes_a_smart_one_plain_and_back(host, slow):
+    world = master(host, program=Program(stops_after=slow))
+    world.scripts["d"].append(Behaviour(stops_after=slow))
+    world.reload(config(daemon("d")))
+    host.run(3 * SECOND)
+    assert not host.living(PATH)
+    assert world.runs["d"].main
+    assert isinstance(world.state("d"), Up)
+    world.reload(config(smart()))
+    host.run(3 * SECOND)
+    assert world.runs["d"].empty
+    assert is_up(world)
+    assert not world.said(DaemonLeft)
+    assert host.launches == {PATH: 2}
+
+
+def test_reload_that_swaps_two_pidfiles_ends_both_first(host):
+    pair = smart("d"), smart("e")
+    world = master(host, *pair, program=Program(stops_after=SECOND))
+    before = pid_of(host), pid_of(host, "/e.pid")
+    world.reload(config(pair[0].replace(pidfile="/e.pid"), pair[1].replace(pidfile="/d.pid")))
+    host.run(10 * SECOND)
+    assert world.state("d").pid == pid_of(host, "/e.pid") not in before
+    assert world.state("e").pid == pid_of(host, "/d.pid") not in before
+    assert host.launches == {"/d.pid": 2, "/e.pid": 2}
+
+
+def test_reload_that_hands_a_pidfile_to_a_new_daemon_makes_that_wait(host):
+    world = master(host, program=Program(stops_after=2 * SECOND))
+    world.reload(config(smart().replace(pidfile="/new.pid"), smart("n").replace(pidfile=PATH)))
+    host.run(SECOND)
+    assert isinstance(world.state("n"), Looking)
+    host.run(10 * SECOND)
+    assert world.state("n").pid == pid_of(host)
+    assert world.state("d").pid == pid_of(host, "/new.pid")
+    assert host.launches == {PATH: 2, "/new.pid": 1}
+
+
+@pytest.mark.parametrize("path", ["d.pid", "/d.pid"])
+def test_reload_with_another_directory_ends_one_with_a_relative_pidfile(host, path):
+    spec = smart().replace(pidfile=path)
+    world = master(host, spec)
+    old = pid_of(host, path)
+    world.reload(config(spec, chdir="/elsewhere"))
+    host.run(SECOND)
+    relative = path == "d.pid"
+    assert [note.pid for note in world.said(DaemonEnding)] == [old] * relative
+    world.reload(config(spec, chdir="/elsewhere"))
+    host.run(SECOND)
+    assert len(world.said(DaemonLeft)) == 2 - relative
+    assert host.launches == {path: 1 + relative}
+    assert world.state("d").pid == pid_of(host, path)
+
+
+def test_stop_while_a_reload_ends_it_waits_until_it_is_gone(host):
+    world = master(host, program=Program(stops_after=2 * SECOND))
+    world.reload(config(smart().replace(pidfile="/new.pid")))
+    host.run(SECOND)
+    world.terminate()
+    host.run(10 * SECOND)
+    assert world.code == 0
+    assert not host.living(PATH)
+    assert host.launches == {PATH: 1}
+
+
 @pytest.mark.parametrize("found", [False, True])
 def test_death_is_followed_by_a_start_at_once(host, found):
     world = master(host)
@@ -196,6 +309,43 @@ def test_upgrade_in_place_is_followed(host, late):
     assert is_up(world)
     assert [(note.old, note.new) for note in world.said(DaemonMoved)] == [(old, pid_of(host))]
     assert host.launches == {PATH: 1}
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_upgrade_that_fails_is_followed_back(host, told):
+    """The old process writes the pidfile again once it sees that the new one has ended."""
+    world = master(host, program=Program(workers=1))
+    old = host.main(PATH)
+    parent = old.parent if told else None  # or its end is told without a status
+    new = host.fork(PATH, old.leaf, "main", old.program, parent=parent)
+    host.write(PATH, new.pid)
+    host.run(SECOND)
+    assert world.state("d").pid == new.pid
+    host.die(new, 256)
+    host.run(SECOND // 2)
+    host.write(PATH, old.pid)
+    host.run(10 * SECOND)
+    assert world.state("d").pid == old.pid
+    moved = [(note.old, note.new) for note in world.said(DaemonMoved)]
+    assert moved == [(old.pid, new.pid), (new.pid, old.pid)]
+    assert host.launches == {PATH: 1}
+    assert old.alive
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_pidfile_that_is_wrong_for_a_moment_is_not_mentioned(host, ends):
+    world = master(host)
+    pid = pid_of(host)
+    host.write(PATH, None)
+    host.run(SECOND + SECOND // 2)
+    if ends:
+        host.kill_main(PATH)
+    else:
+        host.write(PATH, pid)
+    host.run(5 * SECOND)
+    assert is_up(world)
+    assert not world.said(DaemonDoubted)
+    assert host.launches == {PATH: 1 + ends}
 
 
 @pytest.mark.parametrize("number", [None, 0, 1, DEAD])

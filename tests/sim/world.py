@@ -125,6 +125,7 @@ class World:
         self.timers: dict[str, tuple[int, int]] = {}
         self.hook: Hook | None = None
         self.dead = False
+        self.moved = False  # to another directory, by the last reload
         self.supervisor = Supervisor(self.spec, self)
 
     # What the tests do.
@@ -441,6 +442,7 @@ class World:
         return self.next_spec
 
     def use(self, spec: MasterSpec) -> None:
+        self.moved = spec.chdir != self.spec_now.chdir
         self.done.append(("use", spec))
 
     def write_pidfiles(self, spec: MasterSpec, dropped: bool) -> None:
