@@ -298,3 +298,117 @@ def test_random_history_from_a_fresh_seed_keeps_the_rules():
 def test_random_history_when_played_again_is_the_same(seed):
     first, second = History(seed).play(), History(seed).play()
     assert first.host.trace == second.host.trace
+
+
+class Changes:
+    """One master whose file is changed again and again, and its daemons, smart and plain.
+
+    It is not stopped before the end, so that whatever it has left must be found by it again.
+    """
+
+    PATHS = ("/a.pid", "/b.pid", "c.pid", None)
+
+    def __init__(self, seed):
+        self.source = source = random.Random(seed)
+        self.seed, self.host = seed, Host(seed)
+        self.daemons = [self.pick(name, path) for name, path in zip("ab", self.PATHS, strict=False)]
+        self.scripts = {name: [self.program() for _ in range(source.randrange(9))] for name in "ab"}
+        self.world = World(self.spec(None), seed, self.scripts, host=self.host)
+
+    def pick(self, name, path):
+        source = self.source
+        smart = {} if path is None else {"pidfile": path, "notify_pid": source.random() < 0.1}
+        return daemon(
+            name,
+            freq=pick(source, 4, 8),
+            stop_timeout=pick(source, 1, 2, 6),
+            reload_signal=source.choice([None, 12]),
+            **smart,
+        )
+
+    def program(self):
+        source = self.source
+        stops_after = source.choice([0, 0, SECOND, None])
+        if source.random() < 0.3:
+            return Behaviour(stops_after=stops_after, leaves=source.choice([0, 0, 2]))
+        return replace(
+            pick_program(source), stops_after=stops_after, writes=source.choice(["right", "half"])
+        )
+
+    def spec(self, directory):
+        return config(*self.daemons, chdir=directory)
+
+    def change(self, brutal):
+        source = self.source
+        paths = source.sample(self.PATHS, 2)
+        for index, spec in enumerate(self.daemons):
+            if source.random() < 0.6:
+                paths[index] = spec.pidfile
+        if paths[0] != paths[1] or paths[0] is None:
+            self.daemons = [
+                self.pick(spec.name, path) for spec, path in zip(self.daemons, paths, strict=True)
+            ]
+        self.world.next_spec = self.spec(source.choice([None, "/elsewhere"]))
+        self.world.fifo("R" if brutal else "r")
+
+    def operate(self):
+        source, host = self.source, self.host
+        path = source.choice([spec.pidfile for spec in self.daemons] + ["/a.pid"]) or "/b.pid"
+        operations = (
+            (self.change, False),
+            (self.change, False),
+            (self.change, True),
+            (self.world.touch, source.choice("ab")),
+            (host.kill_main, path),
+            (host.kill_main, path, 0),
+            (host.kill_any, path),
+            (host.upgrade, path, source.choice([0, 0, SECOND])),
+            (host.write, path, source.choice([None, None, 0, STRANGER, DEAD])),
+        )
+        what, *arguments = source.choice(operations)
+        what(*arguments)
+
+    def play(self):
+        self.world.boot()
+        for _ in range(self.source.randrange(3, 30)):
+            self.host.at(pick(self.source, *range(80)), self.operate)
+        self.host.run(45 * SECOND)
+        for script in self.scripts.values():
+            script[:] = [Behaviour(), Program()]
+        for spec in self.daemons:  # what is there may have surprises left
+            self.world.touch(spec.name)
+        self.host.run(400 * SECOND)
+        self.check()
+        return self
+
+    def check(self):
+        """Each runs once, and is what its last reload has made of it."""
+        wanted = {spec.name: spec.pidfile for spec in self.daemons}
+        states = self.world.supervisor.states
+        leaves = [process.leaf for process in self.host.processes.values() if process.alive]
+        smart = [path for path in wanted.values() if path is not None]
+        assert len(set(leaves)) == len(smart), self.tail("one each")
+        assert sorted(self.host.locks) == sorted(smart), self.tail("the locks")
+        for name, path in wanted.items():
+            assert isinstance(states[name], Up), self.tail(f"{name} is not up")
+            run = self.world.runs.get(name)
+            plain = run is not None and not run.empty
+            assert plain == (path is None), self.tail(f"{name} should be at {path}")
+            if path is not None:
+                assert states[name].pid == self.host.main(path).pid, self.tail(f"{name}")
+
+    def tail(self, text):
+        lines = "\n".join(self.host.trace[-120:])
+        return f"seed {self.seed}: {text}\n{lines}\n{dict(self.world.supervisor.states)}"
+
+
+@pytest.mark.parametrize("seed", [*range(1, 11)])
+def test_random_changes_of_the_configuration_never_run_two_of_one(seed):
+    for number in range(ROUNDS):
+        Changes(seed * 1000 + number).play()
+
+
+def test_random_changes_from_a_fresh_seed_never_run_two_of_one():
+    print(f"fresh seed: {FRESH}")  # noqa: T201  # shown on failure, and with -rP
+    for number in range(1 if os.environ.get("SEED") else ROUNDS):
+        Changes(FRESH + number).play()
