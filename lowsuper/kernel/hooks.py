@@ -77,6 +77,7 @@ class Hooks:
         self._loop, self._spawner, self._children, self._owner = loop, spawner, children, owner
         self._fds, self._limits = fds, limits
         self._title = ""
+        self._killed = False
         self._life: Life | None = None
         self._deed: DeedProcess | None = None
 
@@ -85,6 +86,7 @@ class Hooks:
         self._title = hook.origin.key
         if not hook.private:
             self._title += f": {hook.origin.value}"
+        self._killed = False
         deed = hook.deed
         match deed:
             case Exec():
@@ -96,6 +98,7 @@ class Hooks:
 
     def kill(self) -> None:
         """SIGKILL what runs, if anything does; its end is told in 5 seconds even if it stays."""
+        self._killed = True
         if self._life is not None:
             self._life.kill()
         elif self._deed is not None:
@@ -142,11 +145,11 @@ class Hooks:
                     )
                 case Exited(status=status, left=left):
                     result = result or status or 0
-                    if left and result == 0:
-                        self._let_go(life)
-                    elif left:
+                    if left and (result or self._killed):
                         life.kill()
                         return
+                    if left:
+                        self._let_go(life)
                     self._owner.put_over(life)
                     self._end(result)
                 case Emptied():
