@@ -102,6 +102,8 @@ NAMESPACES = {
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+_NOTHING = (None,) * 6
+
 OWN_VARIABLES = frozenset(
     (
         "NOTIFY_SOCKET",
@@ -216,6 +218,19 @@ def isolate(plan: SpawnPlan, spec: DaemonSpec) -> SpawnPlan:
 
     What would change something of the host's brings the namespace that keeps it from that.
     """
+    if (
+        not (spec.namespaces or spec.mounts or spec.no_new_privs)
+        and (
+            spec.hostname,
+            spec.root,
+            spec.umask,
+            spec.nice,
+            spec.oom_score,
+            spec.caps,
+        )
+        == _NOTHING
+    ):
+        return plan  # as most are, and there may be thousands
     namespaces = {name for name in spec.namespaces if name in NAMESPACES}
     if spec.root is not None or spec.mounts:
         namespaces.add("mount")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-
 from lowsuper.plan import Limit
 
 TYPE_CHECKING = False
@@ -20,6 +18,8 @@ def find_limits(inherited: Iterable[Limit], wanted: Iterable[ResourceLimit]) -> 
         inherited: those of every daemon.
         wanted: its own; the last one of a resource counts.
     """
+    import resource  # the master has it from its start: see `kernel.world`
+
     found = {limit.resource: limit for limit in inherited}
     for limit in wanted:
         number: int = getattr(resource, f"RLIMIT_{limit.resource.upper()}")

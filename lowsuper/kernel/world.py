@@ -35,6 +35,7 @@ from lowsuper.kernel.domain import Domains
 from lowsuper.kernel.fifo import MasterFifo
 from lowsuper.kernel.hooks import Hooks
 from lowsuper.kernel.life import Life
+from lowsuper.kernel.limits import find_limits
 from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.native import HIGH_FD
@@ -357,7 +358,7 @@ class World:
             identity=self._identities.get(spec.name),
             chdir=spec.chdir,
             fds=(FdSource(0, stdin), FdSource(1, 1), FdSource(2, 2)),
-            limits=self._limits if not spec.limits else self._find_limits(spec),
+            limits=find_limits(self._limits, spec.limits) if spec.limits else self._limits,
         )
         plan = isolate(plan, spec)
         if spec.pidfile is not None and role == EXEC:
@@ -365,11 +366,6 @@ class World:
             plan = plan.replace(dies_with_master=False)
         made = self._plans[spec.name] = spec, plan, pack(plan), rung
         return made
-
-    def _find_limits(self, spec: DaemonSpec) -> tuple[Limit, ...]:
-        from lowsuper.kernel.limits import find_limits
-
-        return find_limits(self._limits, spec.limits)
 
     def signal(self, name: str, run: RunId, signal: int) -> None:
         """Send a signal to a daemon and its group, or to what it left behind."""

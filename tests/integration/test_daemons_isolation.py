@@ -91,6 +91,23 @@ def test_limit_that_cannot_be_set_is_named(masters):
     assert master.stop() == 0
 
 
+@needs_root
+def test_master_that_is_not_root_any_more_limits_its_daemons(masters):
+    master = masters.start(
+        f"uid = {NOBODY}\ngid = {NOBODY}\n"
+        "attach-daemon2 = cmd=sleep 1000,name=web,rlimit_core=0,nice=3,umask=077,no_new_privs,"
+        "oom_score=900"
+    )
+    web = master.pid_of("web")
+    assert limits_of(web)["Max core file size"] == ("0", "0")
+    assert os.getpriority(os.PRIO_PROCESS, web) == 3
+    assert read_proc(web, "oom_score_adj") == "900\n"
+    status = status_of(web)
+    assert (status["Umask"], status["NoNewPrivs"]) == ("0077", "1")
+    assert status["Uid"].split() == [str(NOBODY)] * 4
+    assert master.stop() == 0
+
+
 @pytest.mark.parametrize("key", ["rlimit_nofiles=1", "rlimit_nofile=2:1", "rlimit_core"])
 def test_bad_limit_starts_nothing(masters, key):
     master = masters.begin(f"attach-daemon2 = cmd=sleep 1000,name=web,{key}")
