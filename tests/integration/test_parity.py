@@ -238,6 +238,61 @@ def expect_failing_hook(masters):
     assert master.wait() == 1
 
 
+def expect_order_of_forms(masters):
+    master = masters.begin(
+        "exec-as-root = true\numount-as-root = /no\nmount-as-root = tmpfs none /no/such\n"
+        "hook-as-root = print:first"
+    )
+    assert master.wait() == 1
+    assert [line.split()[1] for line in master.lines if "-as-root: " in line][:2] == [
+        "hook-as-root:",
+        "mount-as-root:",
+    ]
+    assert not master.has_said("exec-as-root: true|umount-as-root")
+
+
+def expect_no_jail(masters):
+    masters.start(
+        "exec-in-jail = echo in >> {T}/hooks\nexec-post-jail = echo post >> {T}/hooks\n"
+        "attach-daemon = sleep 999"
+    )
+    assert (masters.directory / "hooks").read_text() == "in\n"
+
+
+def expect_exit(masters):
+    master = masters.begin("hook-as-root = exit:42\nexec-as-user-atexit = touch {T}/clean")
+    assert master.wait() == 42
+    assert (masters.directory / "clean").exists()
+
+
+def expect_short_exit(masters):
+    assert masters.begin("hook-as-root = exit:5").wait() == 5
+
+
+def expect_safe_hook(masters):
+    assert masters.start("hook-as-root = safeexec:false\nattach-daemon = sleep 999").stop() == 0
+
+
+def expect_killed_hook(masters):
+    assert masters.begin("exec-as-root = kill -9 $$\nattach-daemon = sleep 999").wait() == 1
+
+
+def expect_whole_mode(masters):
+    masters.start(
+        "hook-asap = create:{T}/f\nhook-asap = chmod:{T}/f 4755\nattach-daemon = sleep 999"
+    )
+    assert (masters.directory / "f").stat().st_mode & 0o7777 == 0o4755
+
+
+def expect_exit_hooks_at_the_end(masters):
+    master = masters.start("exec-as-user-atexit = echo x >> {T}/hooks\nattach-daemon = sleep 999")
+    master.signal(signal.SIGHUP)
+    master.wait_line("reloaded")
+    assert not (masters.directory / "hooks").exists()
+    assert master.stop() == 0
+    assert (masters.directory / "hooks").read_text() == "x\n"
+
+
 def expect_env_anywhere(masters):
     masters.start("attach-daemon = {D}/show.py {T}/shown\nenv = COLOUR=red")
     assert shown(masters.directory / "shown")["env"]["COLOUR"] == "red"
@@ -412,6 +467,14 @@ TABLE = [
     ),
     ("exec-as-root", "four times per start (0.10)", "once", expect_hooks_once),
     ("failing exec-as-root", "fatal, exit 1 (6)", SAME, expect_failing_hook),
+    ("forms of a phase", "hook, mount, umount, exec", SAME, expect_order_of_forms),
+    ("exec-in-jail, exec-post-jail without a jail", "only the first runs", SAME, expect_no_jail),
+    ("hook-as-root = exit:42", "ends with 42, after the exit hooks", SAME, expect_exit),
+    ("hook-as-root = exit:5", "ends with 0: a single digit is not read", "5", expect_short_exit),
+    ("hook-as-root = safeexec:false", "goes on", SAME, expect_safe_hook),
+    ("hook killed by a signal", "counts as a success", "fatal", expect_killed_hook),
+    ("chmod:FILE 4755", "the first digit of four is left out", "4755", expect_whole_mode),
+    ("exec-as-user-atexit", "at a reload too", "at the end only", expect_exit_hooks_at_the_end),
     ("env below the daemon", "applied before anything starts (6)", SAME, expect_env_anywhere),
     (
         "missing chdir of a daemon",
@@ -514,6 +577,35 @@ def test_uwsgi_runs_hooks_several_times(uwsgi, masters):
     assert (masters.directory / "hooks").read_text().count("x") > 1
     master.signal(signal.SIGINT)
     master.wait()
+
+
+def test_uwsgi_runs_the_forms_of_a_phase_one_after_the_other(uwsgi):
+    master = uwsgi(
+        "exec-as-root = echo last\nmount-as-root = tmpfs none /no/such\nhook-as-root = print:first"
+    )
+    assert master.wait() == 1
+    assert "first" in master.lines
+    assert "last" not in master.lines
+
+
+@pytest.mark.parametrize(("code", "status"), [(42, 42), (5, 0)])
+def test_uwsgi_does_not_read_a_single_digit_of_exit(uwsgi, masters, code, status):
+    master = uwsgi(f"hook-as-root = exit:{code}\nexec-as-user-atexit = touch {{T}}/clean")
+    assert master.wait() == status
+    assert (masters.directory / "clean").exists()
+
+
+def test_uwsgi_runs_post_jail_hooks_in_a_jail_only(uwsgi, masters):
+    master = uwsgi(
+        "exec-in-jail = echo in >> {T}/hooks\nexec-post-jail = echo post >> {T}/hooks\n"
+        "hook-as-user = exit:0"
+    )
+    assert master.wait() == 0
+    assert (masters.directory / "hooks").read_text() == "in\n"
+
+
+def test_uwsgi_takes_a_hook_that_was_killed_for_a_success(uwsgi):
+    assert uwsgi("exec-as-root = kill -9 $$\nhook-as-user = exit:11").wait() == 11
 
 
 def test_uwsgi_ignores_an_unknown_key(uwsgi, masters):
