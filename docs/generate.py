@@ -47,6 +47,9 @@ KIND_VALUES = {
     options.NAME: "name",
     options.PREFIX: "text",
     options.RUNG: "kind",
+    options.NAMESPACE: "ROOT[:HOSTNAME]",
+    options.KEEP: "[ro:][optional:]PATH[:PATH]",
+    options.JAIL_FLAG: "boolean",
 }
 REPEATABLE = {
     options.TEXTS,
@@ -57,6 +60,7 @@ REPEATABLE = {
     options.DAEMON,
     options.DAEMON2,
     options.SMART,
+    options.KEEP,
 }
 PARSER_VALUES = {
     "parse_command": "command",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lowsuper.kernel.log import Log
+    from lowsuper.kernel.spawn import Spawner
     from lowsuper.model import MasterSpec
 
 USAGE = """\
@@ -87,6 +88,10 @@ def _dispatch(words: list[str]) -> int:
             return _run(words)
 
 
+def _nothing() -> None:
+    """Nobody waits for the start."""
+
+
 def _explain(error: ConfigError | PlanError) -> list[str]:
     from lowsuper.config.wording import format_problem
 
@@ -125,14 +130,36 @@ def _run(arguments: list[str]) -> int:
         ready = go_to_background(background)
         if spec.daemonize2:
             announce = ready
+    log = _open_log(spec, background)
+    reload = _reloader(load, log, background, start, spec.jail is not None)
+    prepared = ready if spec.daemonize else _nothing
+    if spec.jail is None:
+        return _supervise(spec, log, reload, announce, prepared=prepared)
+    from lowsuper.kernel.jail import Warden
+
+    warden = Warden(spec, log, reload, announce, _supervise)
+    prepared()
+    return warden.run()
+
+
+def _supervise(
+    spec: MasterSpec,
+    log: Log,
+    load: Callable[[], MasterSpec | None],
+    announce: Callable[[], None],
+    *,
+    spawner: Spawner | None = None,
+    watch: tuple[int, Callable[[], None]] | None = None,
+    null_fd: int = -1,
+    prepared: Callable[[], None] = _nothing,
+) -> int:
+    """Run a master in this process until it has ended; see `kernel.world`."""
     from lowsuper.events import Boot
     from lowsuper.kernel.world import World
     from lowsuper.supervisor import Supervisor
 
-    log = _open_log(spec, background)
-    world = World(spec, log, _reloader(load, log, background, start), announce)
-    if spec.daemonize:
-        ready()
+    world = World(spec, log, load, announce, spawner=spawner, watch=watch, null_fd=null_fd)
+    prepared()
     supervisor = Supervisor(spec, world)
     supervisor.post(Boot())
     return world.run(supervisor)
@@ -154,13 +181,18 @@ def _open_log(spec: MasterSpec, background: str | None) -> Log:
 
 
 def _reloader(
-    load: Callable[[bool], MasterSpec], log: Log, background: str | None, start: str
+    load: Callable[[bool], MasterSpec],
+    log: Log,
+    background: str | None,
+    start: str,
+    is_jailed: bool,
 ) -> Callable[[], MasterSpec | None]:
     """Return what reads the configuration again, or says what is wrong with it."""
 
     def reload() -> MasterSpec | None:
         try:
             new = load(True)
+            _keep_jail(new, is_jailed)
             path = background or new.logto2 or new.logto
             log.use(path and os.path.join(start, path), new.log_date)
         except (ConfigError, PlanError) as error:
@@ -176,14 +208,15 @@ def _reloader(
     return reload
 
 
+def _keep_jail(new: MasterSpec, is_jailed: bool) -> None:
+    if (new.jail is not None) != is_jailed:
+        raise LowsuperError("no reload makes a jail or leaves it: stop, and start again")
+
+
 def _first_log(spec: MasterSpec) -> str | None:
     """Return the log file to begin with: logto2 waits for a drop of privileges."""
     drops = not spec.master_as_root and (spec.user is not None or spec.group is not None)
     return spec.logto if drops else spec.logto2 or spec.logto
-
-
-def _nothing() -> None:
-    """Nobody waits for the start."""
 
 
 def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
@@ -203,6 +236,11 @@ def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
             if here >= 0:
                 _enter_or_root(start)
             spec = fill_in(load_config(arguments, environ, is_reload=is_reload))
+            if spec.jail is not None:
+                from lowsuper.kernel.jail import examine
+
+                examine(spec)
+                return spec
             resolve(spec)
             resolve_master(spec)
             return spec.replace(chdir=_try_directory(spec, start))

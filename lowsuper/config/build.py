@@ -51,6 +51,7 @@ class Builder:
         self._late_env: list[EnvChange] = []
         self._origins: list[Origin] = []
         self._noticed: set[str] = set()
+        self._jail: dict[str, list[Option]] = {}
         self._daemons = DaemonBuilder(self._problems)
         self._kinds: dict[str, Callable[[OptionRow, Option], None]] = {
             options.FLAG: self._take_flag,
@@ -70,6 +71,9 @@ class Builder:
             options.NAME: self._take_name,
             options.PREFIX: self._take_prefix,
             options.RUNG: self._take_rung,
+            options.NAMESPACE: self._take_jail,
+            options.KEEP: self._take_jail,
+            options.JAIL_FLAG: self._take_jail,
             options.ACCEPTED: self._take_accepted,
         }
 
@@ -95,6 +99,8 @@ class Builder:
             env=(*self._env, *self._late_env),
             origins=tuple(self._origins),
         ).replace(**self._fields, **lists)
+        if self._jail:
+            spec = self._add_jail(spec)
         self._require_root(spec)
         self._refuse_clashes(spec)
         self._notice_hooks_of_no_jail(spec)
@@ -241,6 +247,20 @@ class Builder:
         if option.value not in _RUNGS:
             raise ValueError(f"is none of {', '.join(_RUNGS)}")
         self._fields[row.field] = option.value
+
+    def _take_jail(self, row: OptionRow, option: Option) -> None:
+        self._jail.setdefault(row.field, []).append(option)
+
+    def _add_jail(self, spec: MasterSpec) -> MasterSpec:
+        from lowsuper.config.jail import read_jail  # few files have one
+
+        jail, problems = read_jail(self._jail)
+        self._problems += problems
+        if jail is not None and spec.kill_domain == "cgroup":
+            origin = next(each for each in reversed(spec.origins) if each.key == "kill-domain")
+            reason = "there are no cgroups in a jail"
+            self._problems.append(Problem(origin, reason, advice="leave it out"))
+        return spec.replace(jail=jail)
 
     def _take_accepted(self, _row: OptionRow, option: Option) -> None:
         parse_bool(option.value)

@@ -203,8 +203,8 @@ legion-death-on-lord-error legion-freq legion-join legion-lord legion-mcast legi
 legion-node-joined legion-node-left legion-quorum legion-scroll legion-scroll-list-max-size
 legion-scroll-max-size legion-setup legion-skew-tolerance legion-smart-attach-daemon
 legion-smart-attach-daemon2 legion-tolerance legion-unlord mount-as-emperor mount-as-vassal
-namespace namespace-keep-mount namespace-net ns ns-net pivot-root resolve safe-pidfile2 setns
-setns-skip setns-socket setns-socket-skip umount-as-emperor umount-as-vassal unique-cron-legion
+pivot-root resolve safe-pidfile2 setns setns-skip setns-socket setns-socket-skip
+umount-as-emperor umount-as-vassal unique-cron-legion
 unique-legion-cron unshare unshare2 wait-for-dir wait-for-file wait-for-fs wait-for-fs-timeout
 wait-for-iface wait-for-iface-timeout wait-for-interface wait-for-interface-timeout
 wait-for-mountpoint wait-for-socket wait-for-socket-timeout wait-iface wait-iface-timeout

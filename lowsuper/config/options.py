@@ -32,6 +32,9 @@ LOG_DATE = "log-date"
 NAME = "name"
 PREFIX = "prefix"  # a text that a blank is added to
 RUNG = "rung"
+NAMESPACE = "namespace"  # `field` is of `Jail`, of this kind and the next two
+KEEP = "keep"
+JAIL_FLAG = "jail-flag"
 ACCEPTED = "accepted"  # what it asks for is always so
 
 
@@ -108,6 +111,10 @@ OPTIONS = (
     *_hook_rows("as-user-atexit", "at the end", mounts=False),
     _row("hook-touch", TOUCH_HOOK, "touch", "do something when this file changes"),
     _row("instance", NAME, "name", "name of this instance"),
+    _row("namespace ns", NAMESPACE, "root", "live in a jail: ROOT[:HOSTNAME]"),
+    _row("namespace-keep-mount", KEEP, "keeps", "show this of the host in the jail"),
+    _row("namespace-net ns-net", JAIL_FLAG, "net", "the jail has a network of its own"),
+    _row("namespace-overlay", JAIL_FLAG, "overlay", "what is written in the jail stays in memory"),
     _row("kill-domain", RUNG, "kill_domain", "auto, cgroup or shim"),
 )
 """Every option that is applied."""

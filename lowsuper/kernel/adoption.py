@@ -14,7 +14,7 @@ from errno import ESRCH
 from lowsuper.errors import KernelError, LowsuperError
 from lowsuper.events import Absent, Found, Freed, HeldBy, NotNamed, Unseen
 from lowsuper.identity import Claim, Recorded, decide, is_same, matches
-from lowsuper.kernel import inspect, process, records, spawn
+from lowsuper.kernel import inspect, process, records
 from lowsuper.kernel.loop import READ
 from lowsuper.kernel.pidfile import read_pidfile, remove_pidfile, write_pidfile
 from lowsuper.kernel.smart import KeeperDomain, LeafDomain, SmartLife
@@ -105,6 +105,7 @@ class Governor:
         begin_life: Callable[[DaemonSpec, RunId], SmartLife],
         post: Callable[[str, DaemonEvent], None],
         say: Callable[[str], None],
+        helper: tuple[int, int],
     ) -> None:
         """Govern nothing yet.
 
@@ -116,6 +117,7 @@ class Governor:
             begin_life: makes an empty life of a daemon and puts it among the master's lives.
             post: takes events for a daemon.
             say: tells the operator a line.
+            helper: device and inode of the helper program.
         """
         self._loop, self._watcher, self._children = loop, watcher, children
         self._begin_life, self._post, self._say = begin_life, post, say
@@ -127,8 +129,7 @@ class Governor:
         self._search: tuple[str, ...] = ()
         self._instance = ""
         self._smart: tuple[DaemonSpec, ...] = ()
-        helper = os.stat(spawn.HELPER)
-        self._helper = (helper.st_dev, helper.st_ino)
+        self._helper = helper
 
     # Configuration.
 

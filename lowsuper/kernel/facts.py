@@ -110,10 +110,7 @@ def _parse_number(text: str, key: str) -> int | None:
 def _find_user(user: str, number: int | None, *, needs_entry: bool) -> User | None:
     if not needs_entry:
         return None
-    if number is None:
-        entry = accounts.find_user(user)
-    else:
-        entry = accounts.find_user_by_number(number)
+    entry = accounts.find_user(user) if number is None else accounts.find_user_by_number(number)
     if entry is not None:
         return entry
     if number is not None:

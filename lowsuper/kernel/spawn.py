@@ -221,6 +221,11 @@ class Spawner:
         os.close(self._helper_fd)
         os.close(self._master_fd)
 
+    def identify_helper(self) -> tuple[int, int]:
+        """Return device and inode of the helper program, which may be out of reach by its path."""
+        status = os.fstat(self._helper_fd)
+        return status.st_dev, status.st_ino
+
     @property
     def way(self) -> int:
         """How it clones: AUTO until the first success."""

@@ -389,6 +389,7 @@ class World:
                 begin_life=self._begin_smart,
                 post=self._post_daemon,
                 say=self.say_line,
+                helper=self._spawner.identify_helper(),
             )
         return self._smart
 

@@ -4,7 +4,7 @@ from config_world import CWD, errors_of, load_lines, load_text, problems_of, war
 from lowsuper.config import options
 from lowsuper.config.build import DEFAULT_LOG_DATE
 from lowsuper.config.known import APPLICATION, LATER
-from lowsuper.model import PHASES, EnvChange, MasterSpec
+from lowsuper.model import PHASES, EnvChange, Jail, MasterSpec
 from lowsuper.units import SECOND
 
 
@@ -53,7 +53,7 @@ def test_option_sets_its_field(line, field, value):
 
 
 def test_every_row_goes_somewhere():
-    fields = {*MasterSpec.__match_args__, *PHASES, "", "control"}
+    fields = {*MasterSpec.__match_args__, *Jail.__match_args__, *PHASES, "", "control"}
     for row in options.OPTIONS:
         assert row.field in fields
         assert row.help
@@ -148,9 +148,6 @@ def test_bad_value_is_refused(line, reason):
         "legion-node = legion1 225.1.1.1:19678",
         "legion-mcast = mylegion 225.1.1.1:9191 90 bf-cbc:mysecret",
         "legion-smart-attach-daemon = mylegion /tmp/b.pid celery beat",
-        "namespace = /ns/001/:testns",
-        "namespace-keep-mount = /dev/pts",
-        "ns = /x",
         "unshare = pid",
         "chroot = /x",
         "pivot-root = /x /y",

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "plan": "record units",
     "command": "model record",
     "config": "command errors model record units config",
+    "jail": "backoff events model record report units",
     # The world.
     "kernel": "errors events plan record units kernel",
     "kernel.source": "config",
@@ -44,6 +45,7 @@ MAY_IMPORT = {
     "kernel.smart": "events identity units kernel",
     "kernel.territory": "identity kernel",
     "kernel.native": "errors record _native",
+    "kernel.jail": "errors events jail model plan report units kernel",
     "kernel.inspect": "command errors identity model script units",
     "kernel.pidfile": "errors identity kernel",
     "kernel.records": "errors identity kernel",
@@ -76,6 +78,7 @@ PURE = {
         "identity",
         "script",
         "backoff",
+        "jail",
         "machine",
         "master",
         "state",

@@ -1,0 +1,667 @@
+"""The two sides of a jail: the process that stays outside, and the master's way in.
+
+Outside, `Warden` performs what `lowsuper.jail` decides, single-threaded as the fork into a pid
+namespace needs it. Inside, `_live` makes the jail, seals Python's imports, and runs the master as
+the first process there. The two talk over a socketpair, in packets of words parted by NUL bytes:
+from inside `place PATH DEVICE INODE KIND`, `entered`, `ready`, `reload`, `failed TEXT` and
+`finished CODE`; from outside `go`, and `log` with the descriptor of a log file that was opened
+again. Its end tells each side that the other is dead.
+
+Rule: of the descriptors of before the pivot the jail has 0, 1 and 2, its end of the socketpair,
+/dev/null, and the spawner's (the helper program, the master's own pidfd): each is a door.
+"""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import importlib
+import os
+import sys
+from errno import ESRCH
+from time import monotonic
+
+from lowsuper import jail
+from lowsuper.errors import ConfigError, KernelError, LowsuperError, PlanError
+from lowsuper.events import (
+    Announce,
+    Boot,
+    FifoByte,
+    Finish,
+    HookEnded,
+    KillHook,
+    LoadConfig,
+    Loaded,
+    LoadRefused,
+    ReloadTouched,
+    ReopenLogs,
+    RunHook,
+    SelectFifo,
+    Signalled,
+    WritePidfiles,
+)
+from lowsuper.jail import (
+    JailAsksReload,
+    JailEnded,
+    JailEntered,
+    JailReady,
+    JailTimer,
+    KillJail,
+    LetJailGo,
+    MakeJail,
+    Outside,
+    SayLine,
+    SetJailTimer,
+    SignalJail,
+)
+from lowsuper.kernel import accounts, mount, native, process, root
+from lowsuper.kernel.fifo import MasterFifo
+from lowsuper.kernel.hooks import Hooks
+from lowsuper.kernel.log import Log
+from lowsuper.kernel.loop import READ, Loop
+from lowsuper.kernel.privilege import resolve, resolve_master
+from lowsuper.kernel.root import Place
+from lowsuper.kernel.spawn import Spawner, wait_readable
+from lowsuper.kernel.watch import Watcher
+from lowsuper.model import ChangeDirectory, EnvChange, Origin, Problem, SetVariable
+from lowsuper.plan import FdSource, build_environment, change_environment
+from lowsuper.units import SECOND
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from lowsuper.events import Note
+    from lowsuper.jail import Action, Event
+    from lowsuper.kernel.life import Life
+    from lowsuper.model import Hook, Jail, MasterSpec
+
+    class Supervise(Protocol):
+        """Runs a master until it has ended; returns its exit code."""
+
+        def __call__(
+            self,
+            spec: MasterSpec,
+            log: Log,
+            load: Callable[[], MasterSpec | None],
+            announce: Callable[[], None],
+            *,
+            spawner: Spawner,
+            watch: tuple[int, Callable[[], None]],
+            null_fd: int,
+        ) -> int:
+            """Run it, with a descriptor to watch besides, and one of /dev/null."""
+
+
+SIGKILL, SIGTERM, SIGCHLD = 9, 15, 17
+SIGNALS = (1, 2, 3, 10, 12, 15, 17)  # HUP INT QUIT USR1 USR2 TERM CHLD
+EXIT_FAILED = 125
+PACKET = 8192
+TIMER = "jail"
+_ACCOUNTS = ("/etc/passwd", "/etc/group")
+
+PRELOAD = (
+    "resource",
+    "select",
+    "lowsuper.kernel.deeds",
+    "lowsuper.kernel.guard",
+    "lowsuper.kernel.hooks",
+    "lowsuper.kernel.pidfile",
+    "lowsuper.kernel.world",
+    "lowsuper.supervisor",
+)
+"""What the master in a jail may import once it runs; nothing can be imported there any more."""
+PRELOAD_SMART = ("lowsuper.kernel.adoption", "lowsuper.kernel.smart", "lowsuper.script")
+PRELOAD_TITLE = ("prctl",)
+PRELOAD_DROP = ("traceback",)
+
+
+def examine(spec: MasterSpec) -> None:
+    """Look from outside whether a jail can be made, and has the users that are wanted.
+
+    What a hook may still make is not looked at.
+
+    Raises:
+        ConfigError: there is no such root.
+        PlanError: a user or group is not known in it.
+    """
+    made = spec.jail
+    outside = (*jail.OUTSIDE_BEFORE, *jail.OUTSIDE_AFTER)
+    if made is None or any(hook.phase in outside for hook in spec.hooks):
+        return
+    if not os.path.isdir(made.root):
+        origin = next((each for each in reversed(spec.origins) if each.key == "namespace"), None)
+        origin = origin or Origin("command line", 0, "namespace", made.root)
+        reason = f"{made.root} is not a directory"
+        raise ConfigError([Problem(origin, reason, advice="make it first")])
+    if any(keep.target == "/etc" or keep.target in _ACCOUNTS for keep in made.keeps):
+        return  # its users are not those of the root as it is now
+    accounts.use_files(accounts.read_files(made.root))
+    try:
+        resolve(spec)
+        resolve_master(spec)
+    finally:
+        accounts.use_files(None)
+
+
+# Outside.
+
+
+class Warden:
+    """Makes the jail, watches it, and stands for it: to be run by the process launched."""
+
+    def __init__(
+        self,
+        spec: MasterSpec,
+        log: Log,
+        load: Callable[[], MasterSpec | None],
+        announce: Callable[[], None],
+        supervise: Supervise,
+    ) -> None:
+        """Prepare to make the jail of a configuration.
+
+        Args:
+            spec: with a jail.
+            log: where lines go.
+            load: reads the configuration again; None when it is bad, which it said.
+            announce: called once when every daemon was started.
+            supervise: runs the master, in the jail.
+
+        Raises:
+            KernelError: this machine lacks something.
+        """
+        self._spec, self._log = spec, log
+        self._load, self._announce, self._supervise = load, announce, supervise
+        self._state = Outside()
+        self._queue: list[Event] = []
+        self._exit_code: int | None = None
+        self._children: dict[int, Callable[[], None]] = {}
+        self._over: list[Life] = []
+        self._pidfiles: set[str] = set()
+        self._put_env: list[EnvChange] = []  # by hooks
+        self._jail: _Inmate | None = None
+        # Once, at the start: the way back from a pid namespace that was only for a child.
+        self._own_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._own_pidfd = os.pidfd_open(os.getpid())
+        self._loop = Loop()
+        self._loop.watch_signals(SIGNALS, self._on_signal)
+        log.attach(self._loop)
+        self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._spawner = Spawner()
+        self._hooks = Hooks(
+            self._loop,
+            self._spawner,
+            self._children,
+            self,
+            fds=(FdSource(0, self._null_fd), FdSource(1, 1), FdSource(2, 2)),
+            limits=(),
+        )
+        self._watcher = Watcher(self._loop)
+        self._fifo = MasterFifo(self._loop, lambda byte: self._queue.append(FifoByte(byte)))
+        self._use(spec)
+        self._fifo.use(spec.master_fifo)
+
+    def run(self) -> int:
+        """Run until the jail has ended for good; return the exit code."""
+        self._queue.append(Boot())
+        self._settle()
+        self._log.flush()
+        while self._exit_code is None:
+            self._loop.run_turn(self._settle)
+            for life in self._over:
+                life.release()
+            self._over.clear()
+            self._log.flush()
+        self._close()
+        return self._exit_code
+
+    def _close(self) -> None:
+        self._fifo.close(remove=self._spec.vacuum)
+        if self._pidfiles:
+            from lowsuper.kernel.pidfile import remove_pidfile
+
+            for path in self._pidfiles:
+                try:
+                    remove_pidfile(path, os.getpid())
+                except KernelError as error:
+                    self.say_line(str(error))
+        self._watcher.close()
+        self._spawner.close()
+        self._log.drain()
+        self._loop.close()
+        for fd in (self._null_fd, self._own_ns, self._own_pidfd):
+            os.close(fd)
+
+    # Events.
+
+    def _settle(self) -> None:
+        while self._queue:
+            event = self._queue.pop(0)
+            now = self._loop.now()
+            self._state, actions = jail.step(self._spec, self._state, event, now)
+            for action in actions:
+                self._perform(action)
+
+    def _on_signal(self, signal: int) -> None:
+        if signal != SIGCHLD:
+            self._queue.append(Signalled(signal))
+            return
+        while (pid := process.peek_child()) != 0:
+            if self._jail is not None and pid == self._jail.pid:
+                self._on_jail_end()
+                continue
+            callback = self._children.pop(pid, None)
+            if callback is not None:
+                callback()
+            os.waitpid(pid, os.WNOHANG)
+
+    def _on_message(self) -> None:
+        """Take what the jail says; at its end the process tells more than the socket does."""
+        if self._jail is not None and not self._jail.take(self._queue):
+            self._loop.unwatch(self._jail.channel.fileno())
+
+    def _on_jail_end(self) -> None:
+        inmate = self._jail
+        if inmate is None or process.peek_status(inmate.pidfd) is None:
+            return
+        inmate.take(self._queue)
+        self._jail = None
+        self._loop.unwatch(inmate.pidfd)
+        self._loop.unwatch(inmate.channel.fileno())
+        self._queue.append(inmate.end())
+        for problem in root.remove_places(inmate.root, inmate.places):
+            self.say_line(problem)
+
+    # Actions.
+
+    def _perform(self, action: Action) -> None:  # noqa: C901, PLR0912  # a table
+        match action:
+            case SayLine(text=text):
+                self.say_line(text)
+            case MakeJail():
+                self._make()
+            case LetJailGo():
+                self._tell(b"go")
+            case SignalJail(signal=signal):
+                self._signal(signal)
+            case KillJail():
+                self._signal(SIGKILL)
+            case SetJailTimer(at=None):
+                self._loop.cancel_timer(TIMER)
+            case SetJailTimer(at=at) if at is not None:
+                self._loop.set_timer(TIMER, at, lambda: self._queue.append(JailTimer()))
+            case RunHook(hook=hook):
+                self._run_hook(hook)
+            case KillHook():
+                self._hooks.kill()
+            case LoadConfig():
+                self._reload()
+            case Announce():
+                gc.freeze()
+                self._log.flush()
+                self._announce()
+            case WritePidfiles():
+                self._write_pidfiles()
+            case ReopenLogs(rotate=rotate):
+                self._log.reopen(rotate)
+                self._pass_log()
+            case SelectFifo(slot=slot):
+                self._select_fifo(slot)
+            case Finish(code=code):
+                self._exit_code = code
+            case _:
+                raise AssertionError(action)
+
+    def _make(self) -> None:
+        assert self._spec.jail is not None, "a reload keeps it"
+        self._log.flush()  # what is buffered must not be written twice
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        pid = -1
+        mount.unshare(mount.NEWPID)
+        try:
+            pid = os.fork()
+        finally:
+            # From here on no other child may be the first of the new namespace. The child itself
+            # cannot go back up.
+            if pid != 0:
+                mount.setns(self._own_ns, mount.NEWPID)
+        if pid == 0:
+            try:
+                self._live(theirs.fileno())
+            finally:
+                os._exit(EXIT_FAILED)
+        theirs.close()
+        ours.setblocking(False)
+        self._jail = inmate = _Inmate(pid, ours, self._spec.jail)
+        self._loop.watch(inmate.pidfd, READ, self._on_jail_end)
+        self._loop.watch(ours.fileno(), READ, self._on_message)
+
+    def _live(self, channel_fd: int) -> None:
+        """Be the jail's first process."""
+        for change in self._put_env:
+            if change.value is None:
+                os.environ.pop(change.name, None)
+            else:
+                os.environ[change.name] = change.value
+        live(self._spec, channel_fd, self._own_pidfd, self._supervise)
+
+    def _tell(self, text: bytes) -> None:
+        self._log.flush()  # before what its master says to it
+        if self._jail is not None:
+            try:
+                self._jail.channel.send(text)
+            except OSError:
+                return  # Race: it is dead, which is told next.
+
+    def _signal(self, signal: int) -> None:
+        self._log.flush()  # before what its master says to it
+        if self._jail is not None:
+            process.send_signal(self._jail.pidfd, signal)
+
+    def _pass_log(self) -> None:
+        """Let the master in the jail write to the log file that was just opened."""
+        if self._jail is not None:
+            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, (2).to_bytes(4, sys.byteorder))
+            try:
+                self._jail.channel.sendmsg([b"log"], [rights])
+            except OSError as error:
+                self.say_line(f"the jail goes on to write to the old log file: {error.strerror}")
+
+    def _reload(self) -> None:
+        spec = self._load()
+        if spec is None:
+            self._queue.append(LoadRefused())
+            return
+        self._use(spec)
+        self._spec = spec
+        try:
+            self._fifo.use(spec.master_fifo)
+        except KernelError as error:
+            self.say_line(str(error))
+        self._pass_log()
+        self._queue.append(Loaded())
+
+    def _use(self, spec: MasterSpec) -> None:
+        watched = [(path, self._toucher(path)) for path in spec.touch_reload]
+        for problem in self._watcher.replace(watched, []):
+            self.say_line(problem)
+
+    def _toucher(self, path: str) -> Callable[[], None]:
+        return lambda: self._queue.append(ReloadTouched(path))
+
+    def _write_pidfiles(self) -> None:
+        spec = self._spec
+        paths = [path for path in (spec.pidfile, spec.pidfile2, spec.safe_pidfile) if path]
+        if not paths:
+            return
+        from lowsuper.kernel.pidfile import write_pidfile
+
+        for path in paths:
+            try:
+                write_pidfile(path, os.getpid())
+                self._pidfiles.add(os.path.abspath(path))
+            except KernelError as error:
+                self.say_line(str(error))
+
+    def _select_fifo(self, slot: int) -> None:
+        paths = self._spec.master_fifo
+        if slot >= len(paths):
+            self.say_line(f"master-fifo {slot}: there is no such slot")
+            return
+        try:
+            self._fifo.select(paths[slot])
+        except KernelError as error:
+            self.say_line(str(error))
+
+    # Hooks, whose owner this is.
+
+    def _run_hook(self, hook: Hook) -> None:
+        match hook.deed:
+            case SetVariable(change=change):
+                self._put_env.append(change)
+                self.hook_ended(HookEnded(0))
+            case ChangeDirectory(path=path):
+                try:
+                    os.chdir(path)
+                except OSError as error:
+                    text = str(KernelError("chdir", error.errno or 0, path))
+                    self.hook_ended(HookEnded(1 << 8, text))
+                else:
+                    self.hook_ended(HookEnded(0))
+            case _:
+                env = build_environment(os.environ, self._spec.env)
+                env = change_environment(env, self._put_env)
+                if self._jail is not None:  # as in uWSGI, for post-jail
+                    pid = str(self._jail.pid)
+                    env = change_environment(env, (EnvChange("UWSGI_JAIL_PID", pid),))
+                self._hooks.run(hook, env)
+
+    def say(self, note: Note) -> None:
+        """Tell the operator."""
+        from lowsuper.report import format_note
+
+        self.say_line(format_note(note))
+
+    def say_line(self, line: str) -> None:
+        """Tell the operator a line."""
+        self._log.put(line)
+
+    def hook_ended(self, event: HookEnded) -> None:
+        """Take the end of a hook."""
+        self._queue.append(event)
+
+    def put_over(self, life: Life) -> None:
+        """Release a life after this turn."""
+        self._over.append(life)
+
+
+class _Inmate:
+    """A jail as it is seen from outside: its first process, and what that has said."""
+
+    __slots__ = ("_code", "_failure", "channel", "pid", "pidfd", "places", "root")
+
+    def __init__(self, pid: int, channel: _socket.socket, made: Jail) -> None:
+        self.pid, self.channel, self.root = pid, channel, made.root
+        self.pidfd = os.pidfd_open(pid)  # our child that nobody has reaped
+        self.places: list[Place] = []
+        self._code: int | None = None
+        self._failure = ""
+
+    def take(self, queue: list[Event]) -> bool:
+        """Read all packets; return False when there will be none any more."""
+        while True:
+            try:
+                packet = self.channel.recv(PACKET)
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                continue
+            if not packet:
+                return False
+            word, *rest = packet.decode("utf-8", "surrogateescape").split("\0")
+            self._take(queue, word, rest)
+
+    def _take(self, queue: list[Event], word: str, rest: list[str]) -> None:
+        match word, rest:
+            case "place", [path, device, inode, kind]:
+                self.places.append(Place(path, int(device), int(inode), kind == "directory"))
+            case "entered", []:
+                queue.append(JailEntered())
+            case "ready", []:
+                queue.append(JailReady())
+            case "reload", []:
+                queue.append(JailAsksReload())
+            case "failed", [text]:
+                self._failure, self._code = text, EXIT_FAILED
+            case "finished", [code]:
+                self._code = int(code)
+            case _:
+                raise AssertionError(f"the jail said {word}")
+
+    def end(self) -> JailEnded:
+        """Reap the process that has ended; return how."""
+        status = process.reap(self.pidfd)
+        os.close(self.pidfd)
+        self.channel.close()
+        return JailEnded(status or 0, self._code, self._failure)
+
+
+# Inside.
+
+
+def live(spec: MasterSpec, channel_fd: int, outer_pidfd: int, supervise: Supervise) -> None:
+    """Make the jail around this process, the first of its pid namespace, and run the master.
+
+    Does not return.
+    """
+    close_all_but((0, 1, 2, channel_fd, outer_pidfd))
+    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, fileno=channel_fd)
+    try:
+        mount.set_parent_death_signal(SIGKILL)
+        # Race: the process outside was killed before that.
+        if wait_readable(outer_pidfd, 0):
+            os._exit(EXIT_FAILED)
+        os.close(outer_pidfd)
+        # A ^C at the terminal is for the process outside, which passes it on.
+        os.setsid()
+        code = _enter_and_run(spec, channel, supervise)
+    except (ConfigError, PlanError, LowsuperError, OSError) as error:
+        text, code = f"the jail: {error}", EXIT_FAILED
+    except Exception as error:  # a bug; `traceback` may not be at hand
+        text, code = f"the jail: {format_traceback(error)}", EXIT_FAILED
+    else:
+        _send(channel, "finished", str(code))
+        os._exit(code)
+    _send(channel, "failed", text)
+    os._exit(code)
+
+
+def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervise) -> int:
+    assert spec.jail is not None
+    preload(spec)
+    spawner = Spawner()
+    null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+    def tell(place: Place) -> None:
+        kind = "directory" if place.is_directory else "file"
+        _send(channel, "place", place.path, str(place.device), str(place.inode), kind)
+
+    root.enter(spec.jail, tell)
+    seal()
+    accounts.use_files(accounts.read_files("/"))
+    _send(channel, "entered")
+    if channel.recv(PACKET) != b"go":
+        os._exit(EXIT_FAILED)  # the process outside has ended
+    log = Log(spec.log_date)
+    inner = jail.build_inner(spec)
+
+    def ask_reload() -> None:
+        _send(channel, "reload")
+
+    def on_message() -> None:
+        _take_message(channel)
+
+    code = supervise(
+        inner,
+        log,
+        ask_reload,
+        lambda: _send(channel, "ready"),
+        spawner=spawner,
+        watch=(channel.fileno(), on_message),
+        null_fd=null_fd,
+    )
+    end_rest(spec.reload_mercy / SECOND)
+    return code
+
+
+def _send(channel: _socket.socket, *words: str) -> None:
+    try:
+        channel.send("\0".join(words).encode("utf-8", "surrogateescape")[:PACKET])
+    except BrokenPipeError:
+        os._exit(EXIT_FAILED)  # the process outside is dead, and so is the jail
+
+
+def _take_message(channel: _socket.socket) -> None:
+    packet, rights, _, _ = channel.recvmsg(PACKET, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+    if not packet:
+        os._exit(EXIT_FAILED)  # the process outside is dead, and so is the jail
+    for _, _, data in rights:
+        fd = int.from_bytes(data[:4], sys.byteorder)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+
+def close_all_but(fds: tuple[int, ...]) -> None:
+    """Close every descriptor but these."""
+    following = 0
+    for fd in sorted(fds):
+        if fd > following:
+            native.close_range(following, fd - 1)
+        following = fd + 1
+    native.close_range(following)
+
+
+def preload(spec: MasterSpec) -> None:
+    """Import all that the master of a configuration may want when it is in the jail."""
+    names = list(PRELOAD)
+    if any(daemon.pidfile is not None for daemon in spec.daemons):
+        names += PRELOAD_SMART
+    if spec.procname_master or spec.auto_procname:
+        names += PRELOAD_TITLE
+    if (spec.user is not None or spec.group is not None) and not spec.master_as_root:
+        names += PRELOAD_DROP
+    for name in names:
+        importlib.import_module(name)
+
+
+def seal() -> None:
+    """Let Python import nothing any more but what is built into it.
+
+    `sys.path` still names directories of the host: a file that the jail has at such a path would be
+    imported, and run as root.
+    """
+    from _frozen_importlib import BuiltinImporter, FrozenImporter
+
+    sys.path[:] = []
+    sys.path_hooks[:] = []
+    sys.path_importer_cache.clear()
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter]
+
+
+def format_traceback(error: BaseException) -> str:
+    """Return where an exception comes from, in one line, reading no file."""
+    places = []
+    where = error.__traceback__
+    while where is not None:
+        code = where.tb_frame.f_code
+        places.append(f"{code.co_filename.rpartition('/')[2]}:{where.tb_lineno} {code.co_name}")
+        where = where.tb_next
+    return f"{type(error).__name__}: {error} ({', '.join(places)})"
+
+
+def end_rest(patience: float) -> None:
+    """Ask whatever is left in this pid namespace to end, and wait for it, `patience` seconds.
+
+    What smart daemons and others left behind dies with us anyway, but by SIGKILL.
+    """
+    import _signal  # type: ignore[import-not-found]  # `signal` takes long to import
+
+    end = monotonic() + patience
+    try:
+        os.kill(-1, SIGTERM)
+        os.kill(-1, _signal.SIGCONT)
+    except OSError as error:
+        if error.errno != ESRCH:
+            raise
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+        except ChildProcessError:
+            return
+        left = end - monotonic()
+        if left <= 0:
+            return
+        _signal.sigtimedwait((SIGCHLD,), left)
