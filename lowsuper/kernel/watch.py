@@ -371,7 +371,9 @@ class Watcher:
         if being_made and row.is_being_made():
             return  # its closing will tell
         before = row.look
-        if not row.look_again():
+        # Race: a pidfile that was made and removed before we looked is what it was, and is not
+        # what its daemon's master takes it for.
+        if not row.look_again() and (is_known or row.kind != PIDFILE):
             return
         if is_known and row.look != before:
             self._arm(row)
