@@ -63,7 +63,7 @@ def test_celery_runs_tasks_before_and_after_its_master_is_replaced(masters, cele
         """Put a task into the queue and wait until the worker has done it."""
         result = directory / f"result-{next(numbers)}"
         put(result)
-        who = wait_text(result, r"^(\d+) (\d+)$")
+        who = wait_text(result, r"^(\d+) (\d+)$", 60)  # its start takes seconds of a processor
         assert pidfile.read_text().strip() in who.groups()
 
     with run_client(sys.executable, "-c", CLIENT, cwd=directory) as put:
