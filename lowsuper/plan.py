@@ -155,6 +155,9 @@ def build_environment(inherited: Mapping[str, str], changes: Sequence[EnvChange]
 
 def change_environment(env: Environment, changes: Iterable[EnvChange]) -> Environment:
     """Return an environment with some variables changed."""
+    changes = tuple(changes)
+    if not changes:
+        return env
     variables = dict(env.variables)
     _change(variables, changes)
     return Environment(variables)

@@ -42,7 +42,7 @@ from lowsuper.kernel.native import HIGH_FD
 from lowsuper.kernel.privilege import become, resolve, resolve_master
 from lowsuper.kernel.spawn import Spawner, pack
 from lowsuper.kernel.watch import Watcher
-from lowsuper.model import ChangeDirectory, SetVariable
+from lowsuper.model import ChangeDirectory, EnvChange, SetVariable
 from lowsuper.plan import (
     EXEC,
     Environment,
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.smart import SmartLife
     from lowsuper.machine import State
-    from lowsuper.model import DaemonSpec, EnvChange, Hook, MasterSpec
+    from lowsuper.model import DaemonSpec, Hook, MasterSpec
     from lowsuper.plan import SpawnPlan
     from lowsuper.supervisor import Supervisor
     from lowsuper.units import Ns, RunId
@@ -115,6 +115,7 @@ class World:
         self._plans: dict[str, Prepared] = {}
         self._inherited = dict(os.environ)
         self._env: Environment
+        self._own_env: tuple[EnvChange, ...] = ()  # of the user that the master became
         self._put_env: dict[str, EnvChange] = {}  # by hooks
         self._left_directory: str | None = None  # by a hook, for another
         self._umask = os.umask(0)  # `use` sets one at once
@@ -457,6 +458,13 @@ class World:
             self._left_directory = before
         return HookEnded(0)
 
+    def _return_to(self, path: str) -> None:
+        """Go back to a directory that a hook has left; one that is gone by now is only said."""
+        try:
+            os.chdir(path)
+        except OSError as error:
+            self.say_line(str(KernelError("chdir", error.errno or 0, path)))
+
     def kill_hook(self) -> None:
         """SIGKILL the running hook; HookEnded follows whatever it does."""
         self._hooks.kill()
@@ -493,11 +501,11 @@ class World:
 
     def _adopt(self, spec: MasterSpec) -> None:
         self._identities = resolve(spec)
-        env = build_environment(self._inherited, spec.env)
-        self._env = change_environment(env, self._put_env.values()) if self._put_env else env
+        self._env = build_environment(self._inherited, spec.env)
+        self._env = change_environment(self._env, (*self._own_env, *self._put_env.values()))
         self._plans.clear()
         if self._left_directory is not None:
-            os.chdir(self._left_directory)
+            self._return_to(self._left_directory)
             self._left_directory = None
         if spec.chdir is not None:
             os.chdir(spec.chdir)
@@ -561,7 +569,9 @@ class World:
         become(identity)
         self._open_records(spec)
         if identity.name:
-            self._env = Environment(self._env.variables | identity_variables(identity))
+            changes = identity_variables(identity).items()
+            self._own_env = tuple(EnvChange(name, value) for name, value in changes)
+            self._env = change_environment(self._env, self._own_env)
         self._plans.clear()
         if spec.logto2:
             self._log.open(spec.logto2)

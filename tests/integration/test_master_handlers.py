@@ -196,6 +196,33 @@ def test_environment_is_changed_for_later_hooks_and_daemons(masters):
     assert master.stop() == 0
 
 
+@needs_root
+def test_variables_of_the_user_last_over_a_reload_and_a_hook_can_change_them(open_masters):
+    master = open_masters.start(
+        "uid = www-data\nhook-as-user = putenv:LOGNAME=other\n"
+        "exec-as-user = echo $HOME $USER $LOGNAME\n" + ONE
+    )
+    master.wait_output("^/var/www www-data other$")
+    master.signal(signal.SIGHUP)
+    master.wait_output("^/var/www www-data other$")
+    master.wait_line("reloaded")
+    assert master.stop() == 0
+
+
+def test_directory_that_is_gone_is_no_reason_to_end(masters):
+    for name in ("old", "new"):
+        (masters.directory / name).mkdir()
+    master = masters.start(
+        "hook-as-user = cd:{T}/new\nexec-as-user = echo in $(pwd)\n" + ONE,
+        prefix=("sh", "-c", f'cd {masters.directory}/old && exec "$@"', "sh"),
+    )
+    (masters.directory / "old").rmdir()
+    master.signal(signal.SIGHUP)
+    master.wait_line("chdir .*/old: No such file or directory")
+    master.wait_line("reloaded")
+    assert master.stop() == 0
+
+
 def test_directory_is_changed_for_later_hooks_and_daemons(masters):
     (masters.directory / "sub").mkdir()
     master = masters.start(
