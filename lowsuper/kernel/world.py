@@ -33,7 +33,6 @@ from lowsuper.events import (
 from lowsuper.kernel import native, process
 from lowsuper.kernel.domain import Domains
 from lowsuper.kernel.fifo import MasterFifo
-from lowsuper.kernel.hooks import Hooks
 from lowsuper.kernel.life import Life
 from lowsuper.kernel.limits import find_limits
 from lowsuper.kernel.log import Log
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
     from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed, Unseen
     from lowsuper.kernel.adoption import Governor
     from lowsuper.kernel.cgroup import Leaf
+    from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.smart import SmartLife
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
@@ -132,17 +132,10 @@ class World:
         self._spawner = spawner or Spawner()
         if watch is not None:
             self._loop.watch(watch[0], READ, watch[1])
-        self._hooks = Hooks(
-            self._loop,
-            self._spawner,
-            self._children,
-            self,
-            fds=(FdSource(0, self._null_fd), FdSource(1, 1), FdSource(2, 2)),
-            limits=self._limits,
-        )
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
         self._smart: Governor | None = None
+        self._runner: Hooks | None = None
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
         self._adopt(spec)
         self._domains.prepare(spec)
@@ -433,6 +426,22 @@ class World:
             self.say_line(f"{name}: {error}")
 
     # Hooks.
+
+    @property
+    def _hooks(self) -> Hooks:
+        """What runs the hooks; without one it costs nothing, not even its import."""
+        if self._runner is None:
+            from lowsuper.kernel.hooks import Hooks
+
+            self._runner = Hooks(
+                self._loop,
+                self._spawner,
+                self._children,
+                self,
+                fds=(FdSource(0, self._null_fd), FdSource(1, 1), FdSource(2, 2)),
+                limits=self._limits,
+            )
+        return self._runner
 
     def run_hook(self, hook: Hook) -> None:
         """Run a hook; HookEnded follows."""
