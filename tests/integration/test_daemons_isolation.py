@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from masters import IS_ROOT, NOBODY, Master, need, needs_root
+from masters import IS_ROOT, NOBODY, Master, is_alive, need, needs_root
 
 from lowsuper.units import CAPABILITIES
 
@@ -348,6 +348,30 @@ def test_daemon_in_a_root_of_its_own_starts_again_and_stops(masters, root, rung)
     assert master.stop() == 0
     assert os.listdir(root / "srv") == ["secret"]
     assert sorted(os.listdir(root)) == ["bin", "proc", "srv"]
+
+
+@needs_root
+@pytest.mark.parametrize("pid", [False, True])
+def test_smart_daemon_in_a_root_is_adopted_by_the_next_master(masters, root, pid):
+    masters.allow_survivors()
+    text = f"""
+        [daemon:web]
+        command = /bin/busybox sleep 1000
+        root = {root}
+        namespaces = {"pid;" if pid else ""}net
+        caps = kill
+        pidfile = {{T}}/web.pid
+        daemonize = true
+        """
+    first = masters.start(text)
+    web = first.pid_of("web")
+    first.kill()
+    second = masters.start(text)
+    assert second.pid_of("web") == web
+    assert second.has_said("web: found running")
+    assert "mnt" in namespaces_of(web)
+    assert second.stop() == 0
+    assert is_alive(web)
 
 
 @needs_root

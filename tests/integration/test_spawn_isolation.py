@@ -17,7 +17,7 @@ from spawning import NULL, Run, in_child, make_plan, outcome_of, read_all
 
 from lowsuper.kernel import spawn
 from lowsuper.kernel.spawn import ExecOk, StepFailed
-from lowsuper.plan import NAMESPACES, NSINIT, SHIM, FdSource, Mount
+from lowsuper.plan import NAMESPACES, NSINIT, SHIM, FdSource, Limit, Mount
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -305,6 +305,32 @@ def test_steps_that_fail_are_named(spawner, places, busybox, tmp_path):
     escape = failure(spawner, root=root, mounts=(proc, Mount(source, b"/magic/tmp")))
     assert escape == StepFailed("mounts", ELOOP, 1)
     assert failure(spawner, root=target) == StepFailed("execve", ENOENT, 0)
+
+
+def test_step_that_fails_leaves_the_host_as_it_was(places, busybox):
+    source, target = (os.fsencode(path) for path in places)
+    root = os.fsencode(busybox)
+    good = Mount(source, b"/data")
+    plans = (
+        {"root": b"/missing"},
+        {"root": target, "own_proc": True},
+        {"root": root, "mounts": (good, Mount(source, b"/missing"))},
+        {"root": root, "mounts": (good, Mount(b"/missing", b"/data"))},
+        {"root": root, "mounts": (good,), "chdir": b"/missing"},
+        {"root": root, "mounts": (good,), "caps": 1 << 63},
+        {"root": root, "mounts": (good,), "limits": (Limit(999, 1, 1),)},
+        {"root": root, "mounts": (good,), "own_proc": True},  # there is no /bin/true
+    )
+
+    def act():
+        share_everything()
+        own = spawn.Spawner()
+        before = own_table()
+        steps = [failure(own, **fields).step for fields in plans]
+        return steps, own_table() == before
+
+    steps = ["root", "proc", "mounts", "mounts", "chdir", "caps", "rlimits", "execve"]
+    assert in_child(act) == (steps, True)
 
 
 def test_namespace_that_cannot_be_had_is_named(spawner):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowsuper.model import Command, EnvChange
+from lowsuper.model import Command, DaemonSpec, EnvChange, Keep, Origin
 from lowsuper.plan import (
+    NAMESPACES,
     OWN_PREFIX,
     OWN_VARIABLES,
     FdSource,
@@ -15,6 +16,7 @@ from lowsuper.plan import (
     build_plan,
     describe_step,
     encode,
+    isolate,
 )
 
 NAMES = st.text("ABC_x", min_size=1, max_size=4) | st.sampled_from(
@@ -69,5 +71,57 @@ def test_plan_holds_what_it_was_given(inherited, words, fds, named, arg):
         encode(name)
         for name in env.variables.keys() | ({"HOME", "USER", "LOGNAME"} if named else set())
     }
-    for step in ("chdir", "execve", "setresuid", "setgroups", "fds", "rlimits", "", "clone"):
+    for step in (
+        "root",
+        "mounts",
+        "caps",
+        "namespaces",
+        "chdir",
+        "execve",
+        "setresuid",
+        "setgroups",
+        "fds",
+        "rlimits",
+        "",
+        "clone",
+    ):
         assert isinstance(describe_step(plan, step, arg), str)
+
+
+KEEPS = st.lists(st.builds(Keep, TEXTS, TEXTS, st.booleans()), max_size=4).map(tuple)
+SPECS = st.fixed_dictionaries(
+    {},
+    optional={
+        "namespaces": st.lists(st.sampled_from(("pid", *NAMESPACES))).map(tuple),
+        "ns_pid": st.booleans(),
+        "hostname": TEXTS,
+        "root": TEXTS,
+        "mounts": KEEPS,
+        "nice": st.integers(-20, 19),
+        "oom_score": st.integers(-1000, 1000),
+        "umask": st.integers(0, 0o777),
+        "caps": st.lists(st.integers(0, 63)).map(tuple),
+        "no_new_privs": st.booleans(),
+    },
+)
+
+
+@given(SPECS)
+def test_isolated_plan_changes_nothing_of_the_host(fields):
+    plain = build_plan("d", Command("x", ("x",)), build_environment({}, ()))
+    spec = DaemonSpec("d", Command("x", ("x",)), Origin("f", 1, "k", "v"), **fields)
+    plan = isolate(plain, spec)
+    if plan.root is not None or plan.mounts or plan.own_proc:
+        assert plan.namespaces & NAMESPACES["mount"]
+    if plan.hostname is not None:
+        assert plan.namespaces & NAMESPACES["uts"]
+    assert {name for name, flag in NAMESPACES.items() if plan.namespaces & flag} >= {
+        name for name in spec.namespaces if name != "pid"
+    }
+    assert (plan.caps is None) == (spec.caps is None)
+    if spec.caps is not None:
+        assert {cap for cap in range(64) if plan.caps >> cap & 1} == set(spec.caps)
+    assert (plan.nice, plan.oom_score, plan.umask) == (spec.nice, spec.oom_score, spec.umask)
+    assert [encode(keep.target) for keep in spec.mounts] == [each.target for each in plan.mounts]
+    if not fields:
+        assert plan is plain
