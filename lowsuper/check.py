@@ -8,11 +8,12 @@ from __future__ import annotations
 from lowsuper.command import find_program
 from lowsuper.config.wording import format_json, format_problem
 from lowsuper.errors import EXIT_CONFIG, EXIT_OWN_FAILURE, ConfigError, PlanError
+from lowsuper.jail import build_inner
 from lowsuper.model import Exec, Origin, Problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol
 
     from lowsuper.model import Command, DaemonSpec, Hook, MasterSpec
@@ -383,12 +384,69 @@ def _run(
     if spec is not None:
         facts = RealFacts(build_environment(os.environ, spec.env).variables)
         known = {(problem.origin, problem.reason) for problem in problems}
-        found = find_problems(spec, facts)
+        found = find_problems(spec, facts) if spec.jail is None else _find_both(spec, facts)
         problems += [each for each in found if (each.origin, each.reason) not in known]
         if not spec.daemons and not any(problem.is_error for problem in problems):
             origin = Origin(spec.files[0] if spec.files else "command line", 0, "", "")
             problems.append(Problem(origin, "there is no daemon in it", is_error=False))
     return spec, sort_problems(problems)
+
+
+def _find_both(spec: MasterSpec, outside: Facts) -> list[Problem]:
+    """Return what is wrong outside of the jail of a configuration, and in it."""
+    import os
+
+    from lowsuper.kernel.jailed import JailFacts
+    from lowsuper.plan import build_environment
+
+    assert spec.jail is not None
+    found = find_jail_problems(spec, os.path.exists)
+    outer, inner = split_jailed(spec)
+    found += find_problems(outer, outside)
+    if outside.is_directory(spec.jail.root):
+        environ = build_environment(os.environ, spec.env).variables
+        found += find_problems(inner, JailFacts(environ, spec.jail))
+    return found
+
+
+def split_jailed(spec: MasterSpec) -> tuple[MasterSpec, MasterSpec]:
+    """Return what a configuration with a jail has outside of it, and what inside."""
+    inner = build_inner(spec)
+    hooks = tuple(hook for hook in spec.hooks if hook not in inner.hooks)
+    return spec.replace(daemons=(), hooks=hooks, chdir=None, user=None, group=None), inner
+
+
+def find_jail_problems(spec: MasterSpec, exists: Callable[[str], bool]) -> list[Problem]:
+    """Return what is wrong with the jail itself.
+
+    Args:
+        spec: with a jail.
+        exists: tells whether there is something at a path.
+    """
+    jail = spec.jail
+    assert jail is not None
+    outer, _ = split_jailed(spec)
+    is_final = not outer.hooks  # which may make what is missing
+    advice = "make it first" if is_final else "unless a hook makes it"
+    places = {origin.key: origin for origin in spec.origins}
+    found = []
+    if not exists(f"{jail.root}/."):
+        reason = f"there is no directory {jail.root}"
+        found.append(Problem(places["namespace"], reason, "", advice, is_error=is_final))
+    for keep in jail.keeps:
+        if not keep.optional and not exists(keep.source):
+            origin = next(
+                (each for each in spec.origins if keep.source in each.value.split(":")),
+                places["namespace-keep-mount"],
+            )
+            reason = f"{keep.source} does not exist"
+            found.append(Problem(origin, reason, "", advice, is_error=is_final))
+    for daemon in spec.daemons:
+        if daemon.pidfile is not None:
+            origin = daemon.origin.replace(key="pidfile", value=daemon.pidfile)
+            reason = "nothing outlives the jail: this daemon ends with the master all the same"
+            found.append(Problem(origin, reason, daemon.name, is_error=False))
+    return found
 
 
 def sort_problems(problems: Sequence[Problem]) -> list[Problem]:

@@ -233,7 +233,7 @@ class Facts:
         if not stat.S_ISREG(status.st_mode):
             return "is not a regular file"
         who = identity or self.master
-        if not _may_execute(status, who):
+        if not may_execute(status, who):
             return _name_denial(path, who)
         closed = _find_closed_directory(path, who)
         if closed:
@@ -383,7 +383,7 @@ class Facts:
         return ""
 
 
-def _may_execute(status: os.stat_result, who: Identity) -> bool:
+def may_execute(status: os.stat_result, who: Identity) -> bool:
     """Tell whether the mode bits let someone execute a file or enter a directory."""
     if who.uid == 0:
         return bool(status.st_mode & 0o111) or stat.S_ISDIR(status.st_mode)
@@ -410,6 +410,6 @@ def _find_closed_directory(path: str, who: Identity) -> str:
     place = "/"
     for part in os.path.abspath(path).split("/")[1:-1]:
         place = os.path.join(place, part)
-        if not _may_execute(os.stat(place), who):
+        if not may_execute(os.stat(place), who):
             return place
     return ""

@@ -133,7 +133,7 @@ def examine(spec: MasterSpec) -> None:
     if not os.path.isdir(made.root):
         origin = next((each for each in reversed(spec.origins) if each.key == "namespace"), None)
         origin = origin or Origin("command line", 0, "namespace", made.root)
-        reason = f"{made.root} is not a directory"
+        reason = f"there is no directory {made.root}"
         raise ConfigError([Problem(origin, reason, advice="make it first")])
     if any(keep.target == "/etc" or keep.target in _ACCOUNTS for keep in made.keeps):
         return  # its users are not those of the root as it is now

@@ -38,7 +38,9 @@ MAY_IMPORT = {
     "kernel.source": "config",
     "kernel.deeds": "errors model kernel",
     "kernel.hooks": "errors events model plan units kernel",
+    "kernel.surroundings": "errors events model plan",
     "kernel.facts": "errors model plan units kernel.accounts kernel.records kernel.trust",
+    "kernel.jailed": "model plan kernel",
     "kernel.privilege": "errors model plan kernel.facts",
     "kernel.world": "errors events model plan report kernel",
     "kernel.adoption": "errors events identity kernel",
@@ -51,7 +53,7 @@ MAY_IMPORT = {
     "kernel.records": "errors identity kernel",
     # The program.
     "supervisor": "errors events machine master",
-    "check": "command config errors kernel.facts kernel.source model plan",
+    "check": "command config errors jail kernel.facts kernel.jailed kernel.source model plan",
     "cli": "check config.wording errors events kernel model supervisor",
     "__main__": "cli",
     "__init__": "",
