@@ -1,8 +1,8 @@
 """The real world: performs what the supervisor's machines ask for, and brings events back.
 
 It implements `supervisor.Effects` with the other modules of `kernel`, each of which owns one
-subject, and holds what belongs to the master's process: the loop, the lives of the daemons, its
-directory and environment. It decides nothing about a daemon.
+subject, and holds what belongs to the master's process: the loop, the lives of the daemons, the
+records of smart ones. It decides nothing about a daemon.
 """
 
 from __future__ import annotations
@@ -40,17 +40,14 @@ from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.native import HIGH_FD
 from lowsuper.kernel.privilege import become, resolve, resolve_master
 from lowsuper.kernel.spawn import Spawner, pack
+from lowsuper.kernel.surroundings import Surroundings
 from lowsuper.kernel.watch import Watcher
-from lowsuper.model import ChangeDirectory, EnvChange, SetVariable
+from lowsuper.model import ChangeDirectory, SetVariable
 from lowsuper.plan import (
     EXEC,
-    Environment,
     FdSource,
     Limit,
-    build_environment,
     build_plan,
-    change_environment,
-    identity_variables,
     isolate,
 )
 
@@ -113,12 +110,7 @@ class World:
         self._children: dict[int, Callable[[], None]] = {}
         self._over: list[Life | SmartLife] = []
         self._plans: dict[str, Prepared] = {}
-        self._inherited = dict(os.environ)
-        self._env: Environment
-        self._own_env: tuple[EnvChange, ...] = ()  # of the user that the master became
-        self._put_env: dict[str, EnvChange] = {}  # by hooks
-        self._left_directory: str | None = None  # by a hook, for another
-        self._umask = os.umask(0)  # `use` sets one at once
+        self._surroundings = Surroundings(self.say_line)
         self._pidfiles: set[str] = set()
         native.set_child_subreaper()
         come_before_daemons()
@@ -346,7 +338,7 @@ class World:
         plan = build_plan(
             spec.name,
             spec.command,
-            self._env,
+            self._surroundings.environment,
             role=role,
             new_pid_ns=spec.ns_pid,
             identity=self._identities.get(spec.name),
@@ -446,33 +438,11 @@ class World:
     def run_hook(self, hook: Hook) -> None:
         """Run a hook; HookEnded follows."""
         deed = hook.deed
-        match deed:
-            case ChangeDirectory(path=path):
-                self.hook_ended(self._change_directory(path))
-            case SetVariable(change=change):
-                self._put_env[change.name] = change
-                self._env = change_environment(self._env, (change,))
-                self._plans.clear()
-                self.hook_ended(HookEnded(0))
-            case _:
-                self._hooks.run(hook, self._env)
-
-    def _change_directory(self, path: str) -> HookEnded:
-        try:
-            before = os.getcwd()
-            os.chdir(path)
-        except OSError as error:
-            return HookEnded(1 << 8, str(KernelError("chdir", error.errno or 0, path)))
-        if self._left_directory is None:
-            self._left_directory = before
-        return HookEnded(0)
-
-    def _return_to(self, path: str) -> None:
-        """Go back to a directory that a hook has left; one that is gone by now is only said."""
-        try:
-            os.chdir(path)
-        except OSError as error:
-            self.say_line(str(KernelError("chdir", error.errno or 0, path)))
+        if isinstance(deed, ChangeDirectory | SetVariable):
+            self.hook_ended(self._surroundings.change(deed))
+            self._plans.clear()
+        else:
+            self._hooks.run(hook, self._surroundings.environment)
 
     def kill_hook(self) -> None:
         """SIGKILL the running hook; HookEnded follows whatever it does."""
@@ -510,15 +480,8 @@ class World:
 
     def _adopt(self, spec: MasterSpec) -> None:
         self._identities = resolve(spec)
-        self._env = build_environment(self._inherited, spec.env)
-        self._env = change_environment(self._env, (*self._own_env, *self._put_env.values()))
+        self._surroundings.adopt(spec)
         self._plans.clear()
-        if self._left_directory is not None:
-            self._return_to(self._left_directory)
-            self._left_directory = None
-        if spec.chdir is not None:
-            os.chdir(spec.chdir)
-        os.umask(self._umask if spec.umask is None else spec.umask)
         if spec.procname_master or spec.auto_procname:
             set_title(spec)
         watched = [
@@ -534,7 +497,7 @@ class World:
             if daemon.pidfile is not None
         ]
         if has_smart(spec):
-            self._governor.use(spec, self._identities, self._env.path)
+            self._governor.use(spec, self._identities, self._surroundings.environment.path)
         for problem in self._watcher.replace(watched, pidfiles):
             self.say_line(problem)
 
@@ -577,10 +540,7 @@ class World:
             self._governor.prepare_for(spec, identity)
         become(identity)
         self._open_records(spec)
-        if identity.name:
-            changes = identity_variables(identity).items()
-            self._own_env = tuple(EnvChange(name, value) for name, value in changes)
-            self._env = change_environment(self._env, self._own_env)
+        self._surroundings.follow(identity)
         self._plans.clear()
         if spec.logto2:
             self._log.open(spec.logto2)
