@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         def is_directory(self, path: str) -> bool:
             """Tell whether a path is a directory."""
 
+        def is_there(self, path: str) -> bool:
+            """Tell whether there is anything at a path."""
+
         def find_program(self, program: str, directory: str) -> str:
             """Return the path of a program, or ""."""
 
@@ -187,9 +190,7 @@ class _Checker:
         if user is not None or group is not None:
             identity = self._resolve(user, group, daemon.origin, daemon.name)
         directory = self._spec.chdir or ""
-        if daemon.root is not None and not self._facts.is_directory(daemon.root):
-            origin = daemon.origin.replace(key="root", value=daemon.root)
-            self._say_missing(origin, "is not a directory", daemon.name)
+        self._check_isolation(daemon)
         if daemon.chdir is not None and daemon.root is None:
             directory = join_path(directory, daemon.chdir)
             if not self._facts.is_directory(directory):
@@ -206,6 +207,19 @@ class _Checker:
             origin = daemon.origin.replace(key="command", value=daemon.command.text)
             # A mount may be what brings it.
             self._say(origin, problem[0], daemon.name, problem[1], is_error=not daemon.mounts)
+
+    def _check_isolation(self, daemon: DaemonSpec) -> None:
+        """Check the places of a daemon's root and mounts; those in its root are not looked at."""
+        if daemon.root is not None and not self._facts.is_directory(daemon.root):
+            origin = daemon.origin.replace(key="root", value=daemon.root)
+            self._say_missing(origin, "is not a directory", daemon.name)
+        places = [keep.source for keep in daemon.mounts]
+        if daemon.root is None:
+            places += [keep.target for keep in daemon.mounts]
+        for place in dict.fromkeys(places):
+            if not self._facts.is_there(place):
+                origin = daemon.origin.replace(key="mounts", value=place)
+                self._say_missing(origin, "is not there", daemon.name)
 
     def _check_touch(self, daemon: DaemonSpec) -> None:
         for path in daemon.touch:

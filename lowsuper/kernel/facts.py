@@ -200,6 +200,10 @@ class Facts:
         """Tell whether a path is a directory."""
         return os.path.isdir(path)
 
+    def is_there(self, path: str) -> bool:
+        """Tell whether there is anything at a path."""
+        return os.path.exists(path)
+
     def find_program(self, program: str, directory: str) -> str:
         """Return the path of a program, or "" when there is none.
 

@@ -1,5 +1,6 @@
 """memcached, dumb and smart: destroyed with its master, or governed by its pidfile."""
 
+import os
 import pwd
 import select
 import signal
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 from masters import (
     IS_ROOT,
+    ROOT,
     RUNGS,
     daemon_line,
     find_program,
     free_port,
     is_alive,
+    needs_root,
     rung_options,
     send,
     status_of,
@@ -323,3 +326,23 @@ def test_memcached_of_a_person_is_taken_over(smart):
     memory.work()
     new = replace_killed(master, "memcached", pid)
     assert read_pid(pidfile) == new
+
+
+@needs_root
+@pytest.mark.usefixtures("memcached")
+def test_isolated_memcached_of_the_example_serves(masters):
+    text = (ROOT / "lowsuper" / "examples" / "isolation.ini").read_text()
+    port = free_port()
+    master = masters.start(text.replace("11311", str(port)))
+    pid = master.pid_of("memcached")
+    with Client(("127.0.0.1", port)) as client:
+        assert client.set("colour", "red") == "STORED"
+        assert client.get("colour") == "red"
+        status = status_of(pid)
+        assert {int(status[f"Cap{name}"], 16) for name in ("Prm", "Eff", "Bnd", "Amb")} == {0}
+        assert (status["NoNewPrivs"], status["Umask"]) == ("1", "0077")
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 5
+        for name in ("pid", "mnt", "uts", "ipc"):
+            own = os.readlink(f"/proc/self/ns/{name}")
+            assert os.readlink(f"/proc/{pid}/ns/{name}") != own
+    assert master.stop() == 0

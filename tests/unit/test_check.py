@@ -31,6 +31,9 @@ class World:
     def is_directory(self, path):
         return (path.rstrip("/") or "/") in self.directories
 
+    def is_there(self, path):
+        return self.is_directory(path) or path in self.programs
+
     def find_program(self, program, directory):
         path = join_path(directory, program) if "/" in program else f"/bin/{program}"
         return path.replace("/./", "/") if path.replace("/./", "/") in self.programs else ""
@@ -314,3 +317,26 @@ def test_json():
         ],
     }
     assert json.loads(format_json([], None))["daemons"] == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ("cmd=/in/there,root=/srv,mounts=/run:/in/there", []),
+        ("cmd=/in/there,root=/nope", ["root=/nope: is not a directory"]),
+        ("cmd=/bin/true,mounts=/srv:/run:ro;/bin/true:/srv/app", []),
+        (
+            "cmd=/bin/true,mounts=/srv:/nope;/gone:/srv",
+            ["mounts=/gone: is not there", "mounts=/nope: is not there"],
+        ),
+        ("cmd=/srv/nope,mounts=/run:/srv", ["command=/srv/nope: there is no file /srv/nope"]),
+    ],
+)
+def test_places_of_an_isolated_daemon_are_looked_for(keys, found):
+    lines = check(f"[uwsgi]\nattach-daemon2 = name=web,{keys}\n")
+    assert [line.partition("web: ")[2].removeprefix("warning: ") for line in lines] == found
+
+
+def test_places_that_a_hook_may_still_make_are_missed_with_a_warning():
+    text = "[uwsgi]\nexec-asap = true\nattach-daemon2 = cmd=true,root=/nope,mounts=/no:/no\n"
+    assert not any(problem.is_error for problem in find_problems(load_text(text), World()))
