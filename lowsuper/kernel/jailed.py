@@ -74,6 +74,10 @@ class JailFacts:
         """Tell whether a path is a directory."""
         return os.path.isdir(self.find_outside(path))
 
+    def is_there(self, path: str) -> bool:
+        """Tell whether there is anything at a path of the jail."""
+        return os.path.exists(self.find_outside(path))
+
     def find_program(self, program: str, directory: str) -> str:
         """Return the path of a program in the jail, or ""."""
         if "/" in program:
