@@ -3,7 +3,7 @@
 Outside, `Warden` performs what `lowsuper.jail` decides, single-threaded as the fork into a pid
 namespace needs it. Inside, `_live` makes the jail, seals Python's imports, and runs the master as
 the first process there. The two talk over a socketpair, in packets of words parted by NUL bytes:
-from inside `place PATH DEVICE INODE KIND`, `entered`, `ready`, `reload`, `failed TEXT` and
+from inside `place PATH DEVICE INODE KIND`, `entered`, `ready`, `reload`, `failed CODE TEXT` and
 `finished CODE`; from outside `go`, and `log` with the descriptor of a log file that was opened
 again. Its end tells each side that the other is dead.
 
@@ -112,9 +112,15 @@ PRELOAD = (
     "lowsuper.supervisor",
 )
 """What the master in a jail may import once it runs; nothing can be imported there any more."""
-PRELOAD_SMART = ("lowsuper.kernel.adoption", "lowsuper.kernel.smart", "lowsuper.script")
+PRELOAD_SMART = (
+    "lowsuper.command",
+    "lowsuper.kernel.adoption",
+    "lowsuper.kernel.smart",
+    "lowsuper.script",
+)
 PRELOAD_TITLE = ("prctl",)
 PRELOAD_DROP = ("traceback",)
+PRELOAD_USERS = ("difflib",)
 
 
 def examine(spec: MasterSpec) -> None:
@@ -492,8 +498,8 @@ class _Inmate:
                 queue.append(JailReady())
             case "reload", []:
                 queue.append(JailAsksReload())
-            case "failed", [text]:
-                self._failure, self._code = text, EXIT_FAILED
+            case "failed", [code, text]:
+                self._failure, self._code = text, int(code)
             case "finished", [code]:
                 self._code = int(code)
             case _:
@@ -526,15 +532,25 @@ def live(spec: MasterSpec, channel_fd: int, outer_pidfd: int, supervise: Supervi
         # A ^C at the terminal is for the process outside, which passes it on.
         os.setsid()
         code = _enter_and_run(spec, channel, supervise)
-    except (ConfigError, PlanError, LowsuperError, OSError) as error:
+    except PlanError as error:
+        text, code = _explain(error.problem), error.exit_code
+    except (LowsuperError, OSError) as error:
         text, code = f"the jail: {error}", EXIT_FAILED
     except Exception as error:  # a bug; `traceback` may not be at hand
         text, code = f"the jail: {format_traceback(error)}", EXIT_FAILED
     else:
         _send(channel, "finished", str(code))
         os._exit(code)
-    _send(channel, "failed", text)
+    _send(channel, "failed", str(code), text)
     os._exit(code)
+
+
+def _explain(problem: Problem) -> str:
+    """Return a problem in words; there is no file in the jail to point to."""
+    where = f"{problem.origin.key}={problem.origin.value}"
+    words = (problem.daemon, where, problem.reason)
+    text = ": ".join(filter(None, words))
+    return f"{text}; {problem.advice}" if problem.advice else text
 
 
 def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervise) -> int:
@@ -612,6 +628,8 @@ def preload(spec: MasterSpec) -> None:
         names += PRELOAD_TITLE
     if (spec.user is not None or spec.group is not None) and not spec.master_as_root:
         names += PRELOAD_DROP
+    if spec.user or spec.group or any(each.user or each.group for each in spec.daemons):
+        names += PRELOAD_USERS
     for name in names:
         importlib.import_module(name)
 

@@ -458,3 +458,102 @@ def test_process_outside_has_no_other_child(masters, root):
     master = masters.start(jail(root, "attach-daemon = sleep 1000"))
     assert children_of(master.pid) == [find_first(master)]
     assert master.stop() == 0
+
+
+def test_killed_process_outside_takes_a_jail_whose_master_dropped_its_privileges(masters, root):
+    # The parent-death signal is gone with the change of the user.
+    master = masters.start(jail(root, "uid = web", "attach-daemon = sleep 1000"))
+    first = find_first(master)
+    master.kill()
+    wait_gone(first)
+    master.wait_family_gone()
+
+
+def test_hooks_run_outside_and_inside_each_time_the_jail_is_made(masters, root, tmp_path):
+    marks = tmp_path / "marks"
+    master = masters.start(
+        jail(
+            root,
+            f"exec-asap = echo asap >> {marks}",
+            f"exec-pre-jail = echo pre-jail >> {marks}",
+            f"exec-post-jail = test -d /proc/$UWSGI_JAIL_PID && echo post-jail >> {marks}",
+            "exec-in-jail = echo in-jail $(hostname) > /tmp/marks",
+            "hook-as-root = append:/tmp/marks as-root",
+            "env = MINE=yes",
+            "hook-pre-jail = putenv:MORE=too",
+            "attach-daemon = sh -c 'echo $MINE $MORE; exec sleep 1000'",
+        )
+    )
+    master.wait_output("^yes too$")
+    assert marks.read_text().split() == ["asap", "pre-jail", "post-jail"]
+    assert (root / "tmp" / "marks").read_text().split() == ["in-jail", "testns", "as-root"]
+    master.signal(signal.SIGHUP)
+    master.wait_ready()
+    assert marks.read_text().split() == ["asap", "pre-jail", "post-jail"] * 2
+    assert master.stop() == 0
+
+
+def test_root_may_be_made_by_a_hook(masters, root):
+    real = root.rename(root.with_name("real"))
+    root.mkdir()
+    (root / "x").touch()
+    hook = f"exec-pre-jail = rm -r '{root}' && cp -a '{real}' '{root}'"
+    master = masters.start(jail(root, hook, "attach-daemon2 = cmd=sleep 1000,uid=web"))
+    assert master.stop() == 0
+
+
+def test_user_that_is_unknown_in_a_root_made_by_a_hook_is_an_error(masters, root):
+    master = masters.begin(
+        jail(root, "exec-pre-jail = true", "attach-daemon2 = name=a,cmd=sleep 1000,uid=wep")
+    )
+    master.wait_line("a: uid=wep: there is no user of that name; did you mean web?")
+    assert master.wait() == 78
+
+
+def test_failed_post_jail_hook_is_fatal(masters, root):
+    master = masters.begin(jail(root, "exec-post-jail = exit 3", "attach-daemon = sleep 1000"))
+    master.wait_line("exec-post-jail: exit 3: exited with 3; stopping")
+    assert master.wait() == 1
+    assert sorted(os.listdir(root)) == ["bin", "etc", "tmp"]
+
+
+def test_overlay_keeps_what_is_written_in_memory(masters, root):
+    write = "exec-as-root = echo new > /etc/passwd.new; rm -r /tmp"
+    master = masters.start(
+        jail(root, "namespace-overlay = true", write, "attach-daemon = sleep 1000")
+    )
+    assert sorted(os.listdir(root)) == ["bin", "etc", "tmp"]
+    first = find_first(master)
+    assert sorted(os.listdir(f"/proc/{first}/root")) == ["bin", "etc", "proc"]
+    assert master.stop() == 0
+    assert sorted(os.listdir(root / "etc")) == ["group", "passwd"]
+
+
+def test_network_of_its_own(masters, root):
+    master = masters.start(jail(root, "namespace-net = true", "attach-daemon = sleep 1000"))
+    first = find_first(master)
+    assert os.readlink(f"/proc/{first}/ns/net") != os.readlink("/proc/self/ns/net")
+    assert master.stop() == 0
+
+
+@pytest.mark.parametrize("background", ["daemonize", "daemonize2"])
+def test_jail_in_the_background(masters, root, tmp_path, background):
+    log, pidfile = tmp_path / "log", tmp_path / "pid"
+    path = masters.write(
+        jail(root, f"{background} = {log}", f"pidfile = {pidfile}", "attach-daemon = sleep 1000")
+    )
+    launcher = masters.launch(str(path))
+    assert launcher.wait() == 0
+    wait_text(log, "ready: ")
+    os.kill(int(pidfile.read_text()), signal.SIGTERM)
+    wait_text(log, "everything has ended; exit status 0")
+    launcher.wait_family_gone()
+
+
+def test_second_jailed_master_of_other_masters_daemons_is_independent(masters, root):
+    """The same file twice is two jails: nothing of the host tells them apart."""
+    text = jail(root, "attach-daemon = sleep 1000")
+    both = [masters.start(text), masters.start(text)]
+    assert find_first(both[0]) != find_first(both[1])
+    for master in both:
+        assert master.stop() == 0

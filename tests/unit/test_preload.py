@@ -1,0 +1,62 @@
+"""All that is imported late can be imported in a jail, where nothing is imported any more."""
+
+from __future__ import annotations
+
+import sys
+
+from test_layers import MODULES, foreign, own, read_imports
+
+from lowsuper.kernel import jail
+
+ROOTS = ("kernel.world", "supervisor")
+NEVER_IN_A_JAIL = {
+    "config": "files are read outside",
+    "kernel.source": "files are read outside",
+}
+BUILT_IN = {*sys.builtin_module_names, "_frozen_importlib"}
+NOT_ASKED = {"pwd", "grp"}  # `accounts.use_files` comes first
+
+
+def reach(roots):
+    """Return the modules that are loaded with these, and those they import when called."""
+    loaded, late, at_once, outside = set(), set(), set(), set()
+    ahead = set(roots)
+    while ahead:
+        name = ahead.pop()
+        if name in loaded or name == "_native":
+            continue
+        loaded.add(name)
+        imports = read_imports(name)
+        ahead |= own(imports["now"])
+        late |= own(imports["called"])
+        at_once |= modules(imports["now"])
+        outside |= modules(imports["called"])
+    return loaded, late - {"_native"}, outside - at_once
+
+
+def modules(imports):
+    return {text.rpartition(".")[0] or text for text in foreign(imports)}
+
+
+def test_everything_that_is_imported_late_is_preloaded():
+    listed = {
+        name
+        for names in (
+            jail.PRELOAD,
+            jail.PRELOAD_SMART,
+            jail.PRELOAD_TITLE,
+            jail.PRELOAD_DROP,
+            jail.PRELOAD_USERS,
+        )
+        for name in names
+    }
+    ours = {name.removeprefix("lowsuper.") for name in listed if name.startswith("lowsuper.")}
+    assert ours <= MODULES.keys()
+    loaded, late, outside = reach({*ROOTS, *ours})
+    missing = {
+        name
+        for name in late - loaded
+        if name not in NEVER_IN_A_JAIL and name.partition(".")[0] not in NEVER_IN_A_JAIL
+    }
+    assert missing == set()
+    assert outside - BUILT_IN - NOT_ASKED - listed == set()
