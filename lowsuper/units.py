@@ -49,7 +49,10 @@ def nearest_name(name: str, known: Iterable[str], likeness: float = 0.6) -> str:
         known: the names that exist.
         likeness: from 0 to 1, how like it must be.
     """
-    import difflib  # only needed once something is wrong
+    try:
+        import difflib  # only needed once something is wrong
+    except ImportError:
+        return ""  # in a jail nothing can be imported any more
 
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return found[0] if found else ""

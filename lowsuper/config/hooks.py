@@ -111,6 +111,8 @@ def _parse_path(text: str, usage: str) -> str:
 def _parse_flags(text: str, known: dict[str, int]) -> list[int]:
     found = []
     for name in text.split(",") if text else ():
+        if name not in known and "=" in name and known is MOUNT_FLAGS:
+            raise ValueError(f"has no flag {name}: put the flags first, as in: defaults {text}")
         if name not in known:
             near = nearest_name(name, known)
             advice = f": did you mean {near}?" if near else f": it is none of {', '.join(known)}"

@@ -113,6 +113,7 @@ def test_private_handler_is_marked():
         ("mount:proc none", "is not FSTYPE SOURCE DIRECTORY"),
         ("mount:none /a /b bnd", "has no flag bnd: did you mean bind?"),
         ("mount:none /a /b detach", "has no flag detach"),
+        ("mount:tmpfs none /t size=1m", "flags first, as in: defaults size=1m"),
         ("umount:", "is not DIRECTORY"),
         ("umount:/a bind", "has no flag bind"),
     ],
