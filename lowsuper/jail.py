@@ -391,7 +391,7 @@ def _ended(spec: MasterSpec, state: Outside, event: JailEnded, now: Ns) -> Resul
         return _finish(state, code, done)
     if state.goal == RELOAD:
         return _then(done, _prepare(spec, state.replace(goal=RUN, spawns=0), now))
-    if event.code is not None and not (event.failure and state.announced):
+    if event.code is not None and not (event.failure and state.makings > 1):
         return _finish(state, code, done)
     age = Ns(now - state.since)
     spawns = count_spawns(state.spawns, age)

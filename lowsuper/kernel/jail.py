@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import _socket
 import gc
-import importlib
 import os
 import sys
 from errno import ESRCH
@@ -56,7 +55,6 @@ from lowsuper.jail import (
 )
 from lowsuper.kernel import accounts, mount, native, process, root
 from lowsuper.kernel.fifo import MasterFifo
-from lowsuper.kernel.hooks import Hooks
 from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.privilege import resolve, resolve_master
@@ -74,6 +72,7 @@ if TYPE_CHECKING:
 
     from lowsuper.events import Note
     from lowsuper.jail import Action, Event
+    from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.life import Life
     from lowsuper.model import Hook, Jail, MasterSpec
 
@@ -104,10 +103,6 @@ _ACCOUNTS = ("/etc/passwd", "/etc/group")
 PRELOAD = (
     "resource",
     "select",
-    "lowsuper.kernel.deeds",
-    "lowsuper.kernel.guard",
-    "lowsuper.kernel.hooks",
-    "lowsuper.kernel.pidfile",
     "lowsuper.kernel.world",
     "lowsuper.supervisor",
 )
@@ -115,9 +110,11 @@ PRELOAD = (
 PRELOAD_SMART = (
     "lowsuper.command",
     "lowsuper.kernel.adoption",
+    "lowsuper.kernel.pidfile",
     "lowsuper.kernel.smart",
     "lowsuper.script",
 )
+PRELOAD_HOOKS = ("lowsuper.kernel.deeds", "lowsuper.kernel.hooks")
 PRELOAD_TITLE = ("prctl",)
 PRELOAD_DROP = ("traceback",)
 PRELOAD_USERS = ("difflib",)
@@ -195,14 +192,7 @@ class Warden:
         log.attach(self._loop)
         self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._spawner = Spawner()
-        self._hooks = Hooks(
-            self._loop,
-            self._spawner,
-            self._children,
-            self,
-            fds=(FdSource(0, self._null_fd), FdSource(1, 1), FdSource(2, 2)),
-            limits=(),
-        )
+        self._hooks: Hooks | None = None  # until there is one to run
         self._watcher = Watcher(self._loop)
         self._fifo = MasterFifo(self._loop, lambda byte: self._queue.append(FifoByte(byte)))
         self._use(spec)
@@ -286,7 +276,11 @@ class Warden:
             case SayLine(text=text):
                 self.say_line(text)
             case MakeJail():
-                self._make()
+                try:
+                    self._make()
+                except OSError as error:
+                    failure = f"the jail: {error}"
+                    self._queue.append(JailEnded(EXIT_FAILED << 8, EXIT_FAILED, failure))
             case LetJailGo():
                 self._tell(b"go")
             case SignalJail(signal=signal):
@@ -300,7 +294,8 @@ class Warden:
             case RunHook(hook=hook):
                 self._run_hook(hook)
             case KillHook():
-                self._hooks.kill()
+                if self._hooks is not None:
+                    self._hooks.kill()
             case LoadConfig():
                 self._reload()
             case Announce():
@@ -323,15 +318,12 @@ class Warden:
         assert self._spec.jail is not None, "a reload keeps it"
         self._log.flush()  # what is buffered must not be written twice
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        pid = -1
-        mount.unshare(mount.NEWPID)
         try:
-            pid = os.fork()
-        finally:
-            # From here on no other child may be the first of the new namespace. The child itself
-            # cannot go back up.
-            if pid != 0:
-                mount.setns(self._own_ns, mount.NEWPID)
+            pid = self._fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
             try:
                 self._live(theirs.fileno())
@@ -342,6 +334,19 @@ class Warden:
         self._jail = inmate = _Inmate(pid, ours, self._spec.jail)
         self._loop.watch(inmate.pidfd, READ, self._on_jail_end)
         self._loop.watch(ours.fileno(), READ, self._on_message)
+
+    def _fork(self) -> int:
+        """Fork the first process of a new pid namespace; return as os.fork does."""
+        pid = -1
+        mount.unshare(mount.NEWPID)
+        try:
+            pid = os.fork()
+        finally:
+            # From here on no other child may be the first of the new namespace. The child itself
+            # cannot go back up.
+            if pid != 0:
+                mount.setns(self._own_ns, mount.NEWPID)
+        return pid
 
     def _live(self, channel_fd: int) -> None:
         """Be the jail's first process."""
@@ -441,7 +446,21 @@ class Warden:
                 if self._jail is not None:  # as in uWSGI, for post-jail
                     pid = str(self._jail.pid)
                     env = change_environment(env, (EnvChange("UWSGI_JAIL_PID", pid),))
-                self._hooks.run(hook, env)
+                self._open_hooks().run(hook, env)
+
+    def _open_hooks(self) -> Hooks:
+        if self._hooks is None:
+            from lowsuper.kernel.hooks import Hooks
+
+            self._hooks = Hooks(
+                self._loop,
+                self._spawner,
+                self._children,
+                self,
+                fds=(FdSource(0, self._null_fd), FdSource(1, 1), FdSource(2, 2)),
+                limits=(),
+            )
+        return self._hooks
 
     def say(self, note: Note) -> None:
         """Tell the operator."""
@@ -624,6 +643,8 @@ def preload(spec: MasterSpec) -> None:
     names = list(PRELOAD)
     if any(daemon.pidfile is not None for daemon in spec.daemons):
         names += PRELOAD_SMART
+    if spec.hooks:
+        names += PRELOAD_HOOKS
     if spec.procname_master or spec.auto_procname:
         names += PRELOAD_TITLE
     if (spec.user is not None or spec.group is not None) and not spec.master_as_root:
@@ -631,7 +652,7 @@ def preload(spec: MasterSpec) -> None:
     if spec.user or spec.group or any(each.user or each.group for each in spec.daemons):
         names += PRELOAD_USERS
     for name in names:
-        importlib.import_module(name)
+        __import__(name)
 
 
 def seal() -> None:

@@ -153,6 +153,9 @@ def test_nothing_is_imported_in_the_jail(masters, root):
             "attach-daemon2 = name=b,cmd=sleep 1000,uid=web,ns_pid=true",
             "attach-daemon2 = name=c,cmd=sleep 1000,pidfile=/tmp/c.pid,daemonize=true",
             "attach-daemon2 = name=d,cmd=/no/such",
+            "attach-daemon2 = name=f,cmd=sleep 1000,caps=kill,nice=1,umask=077,rlimit_nofile=99",
+            "attach-daemon2 = name=g,cmd=sleep 1000,namespaces='mount,uts',mounts=/etc:/tmp",
+            "attach-daemon2 = name=h,cmd=sleep 1000,ns_pid=true,root=/",
             "attach-daemon2 = name=e,cmd=sh -c 'exit 3'",
         )
     )
@@ -557,3 +560,40 @@ def test_second_jailed_master_of_other_masters_daemons_is_independent(masters, r
     assert find_first(both[0]) != find_first(both[1])
     for master in both:
         assert master.stop() == 0
+
+
+UNABLE = """
+from lowsuper.errors import KernelError
+from lowsuper.kernel import mount
+
+count = 0
+original = mount.unshare
+
+def unshare(flags):
+    global count
+    count += flags == mount.NEWPID
+    if flags == mount.NEWPID and count == {number}:
+        raise KernelError("unshare", 1, "", "injected")
+    original(flags)
+
+mount.unshare = unshare
+"""
+
+
+def test_jail_that_cannot_be_made_at_the_start_is_fatal(masters, root):
+    path = masters.write(jail(root, "attach-daemon = sleep 1000"))
+    script = UNABLE.replace("{number}", "1")
+    master = masters.adopt(Tampered(script, str(path), cwd=masters.directory))
+    master.wait_line("the jail: unshare: Operation not permitted; injected")
+    assert master.wait() == 125
+
+
+def test_jail_that_cannot_be_made_again_is_tried_again(masters, root):
+    path = masters.write(jail(root, "attach-daemon = sleep 1000"))
+    script = UNABLE.replace("{number}", "2")
+    master = masters.adopt(Tampered(script, str(path), cwd=masters.directory)).wait_ready()
+    os.kill(find_first(master), signal.SIGKILL)
+    master.wait_line("the jail: unshare: Operation not permitted; injected")
+    master.wait_line("the jail could not be made after .*; made again in 2 s")
+    master.wait_ready()
+    assert master.stop() == 0

@@ -378,3 +378,44 @@ def test_place_that_is_used_is_left_and_said(tree):
     assert root.remove_places(str(tree), places) == [
         f"{tree}/etc is left behind: Directory not empty"
     ]
+
+
+def make_many(jail, count):
+    """Make a jail `count` times, one after the other; return what each said, and what is left."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    before, entries = read_table(), names(jail.root)
+    statuses = []
+    for _ in range(count):
+        read_fd, write_fd = os.pipe()
+        mount.unshare(mount.NEWPID)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                mount.setns(own, mount.NEWPID)
+        if pid == 0:
+            try:
+                places = []
+                root.enter(jail, places.append)
+                rows = [[p.path, p.device, p.inode, p.is_directory] for p in places]
+                os.write(write_fd, json.dumps(rows).encode())
+                os._exit(os.getpid())
+            finally:
+                os._exit(99)
+        os.close(write_fd)
+        with os.fdopen(read_fd, "rb") as file:
+            rows = json.loads(file.read())
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        assert root.remove_places(jail.root, [root.Place(*row) for row in rows]) == []
+    assert read_table() == before
+    assert names(jail.root) == entries
+    return statuses, len(names("/proc/self/fd"))
+
+
+def test_two_hundred_jails_leave_nothing(tree):
+    jail = Jail(str(tree), "testns", keeps=(Keep("/dev", "/dev"),), net=False)
+    few = run(make_many, jail, 1)["result"][1]
+    statuses, descriptors = run(make_many, jail, 200)["result"]
+    assert statuses == [1] * 200
+    assert descriptors == few

@@ -44,6 +44,7 @@ def test_everything_that_is_imported_late_is_preloaded():
         for names in (
             jail.PRELOAD,
             jail.PRELOAD_SMART,
+            jail.PRELOAD_HOOKS,
             jail.PRELOAD_TITLE,
             jail.PRELOAD_DROP,
             jail.PRELOAD_USERS,
