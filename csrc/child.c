@@ -45,6 +45,7 @@ void task_fail(const struct task *task, enum lowsuper_step step, int err, int32_
  */
 static int step_cgroup(struct task *task, int32_t *arg)
 {
+	struct pollfd master = { .fd = task->head.master_fd, .events = POLLIN };
 	int fd;
 	ssize_t written;
 
@@ -58,6 +59,11 @@ static int step_cgroup(struct task *task, int32_t *arg)
 	if (written < 0)
 		return -1;
 	close(fd);
+	/* Race: the next master, who looked for us in the leaf before this, has started another. */
+	if (poll(&master, 1, 0) > 0) {
+		errno = ESRCH;
+		return -1;
+	}
 	/* A way to the host for whoever is in another root. */
 	close(task->head.leaf_fd);
 	task->head.leaf_fd = -1;

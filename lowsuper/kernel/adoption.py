@@ -238,25 +238,33 @@ class Governor:
                 self._say(f"{spec.name}: {error}")
         _let_go(ward)
 
-    def launched(self, spec: DaemonSpec, run: RunId, life: SmartLife, launch: Life) -> None:
-        """Record a launch before it is known who will be the daemon.
+    def launching(self, spec: DaemonSpec, leaf: Leaf) -> None:
+        """Record where a launch is about to be.
 
-        A master that is killed from here on leaves a next one what it needs to wait for the
-        pidfile, or to end the launch. One that was killed before leaves a leaf, which is found by
-        its name, or a keeper, which ends with its domain as it was not told to survive.
+        A master that is killed from here on, before or after the launch, leaves a next one what it
+        needs to wait for the pidfile, or to end the launch.
+        """
+        ward = self._wards[spec.name]
+        ward.life, ward.survives = None, True
+        self._save(ward, Recorded(ward.path, records.boot_id(), leaf=leaf.path))
+
+    def launched(self, spec: DaemonSpec, run: RunId, life: SmartLife, launch: Life) -> None:
+        """Take over a launch; one that is kept by a process of ours is recorded now.
+
+        A master that is killed before leaves a keeper that ends with its domain, as it was not
+        told to survive.
         """
         ward = self._wards[spec.name]
         ward.run, ward.life = run, life
+        if launch.leaf is not None:
+            return
         ward.survives = launch.channel_fd < 0
         kind, keeper = "", None
-        if launch.rung in ("pidns", "shim"):
-            opened = inspect.open_process(launch.pid)
-            if opened is not None:
-                os.close(opened[0])
-                kind, keeper = launch.rung, opened[1].id
-        leaf = "" if launch.leaf is None else launch.leaf.path
-        record = Recorded(ward.path, records.boot_id(), None, "", leaf, kind, keeper)
-        self._save(ward, record)
+        opened = inspect.open_process(launch.pid)
+        if opened is not None:
+            os.close(opened[0])
+            kind, keeper = launch.rung, opened[1].id
+        self._save(ward, Recorded(ward.path, records.boot_id(), keeper_kind=kind, keeper=keeper))
 
     # Looking.
 

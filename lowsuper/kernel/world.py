@@ -235,6 +235,8 @@ class World:
             _, plan, packed, rung = self._prepare(spec)
             if rung == "cgroup":
                 leaf = leaf or self._domains.make_leaf(f"{name}.{run}", smart=is_smart)
+                if is_smart:
+                    self._governor.launching(spec, leaf)
                 child = self._spawner.spawn(
                     plan,
                     leaf_fd=leaf.directory_fd,
