@@ -193,7 +193,12 @@ def test_every_key_means_the_same_in_a_line_and_in_a_section(key):
         "name": "x",
         "stop_signal": "HUP",
         "reload_signal": "HUP",
-    }.get(key.field, "1")
+        "caps": "CAP_CHOWN",
+        "namespaces": "uts;ipc",
+        "root": "/srv",
+        "mounts": "/a:/b",
+        "rlimit_rttime": "1s",
+    }.get(key.names[0] if key.names[0].startswith("rlimit_") else key.field, "1")
     for name in key.names:
         line = read_all(f"[uwsgi]\nattach-daemon2 = cmd=x,name=x,pidfile=/p,{name}={value}\n")
         section = read_all(f"[daemon:x]\ncommand = x\npidfile = /p\n{name} = {value}\n")
