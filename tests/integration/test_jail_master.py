@@ -277,8 +277,10 @@ def test_reload_cannot_make_a_jail(masters, root):
 
 
 def test_hangup_of_process_1_in_the_jail_reloads(masters, root):
-    master = masters.start(jail(root, "attach-daemon = sh -c 'kill -HUP 1; exec sleep 1000'"))
+    once = "test -e /tmp/told || { touch /tmp/told; kill -HUP 1; }"
+    master = masters.begin(jail(root, f"attach-daemon = sh -c '{once}; exec sleep 1000'"))
     master.wait_line("SIGHUP in the jail: reloading")
+    master.wait_line("ending the jail, to make a new one")
     master.wait_ready()
     assert master.stop() == 0
 
