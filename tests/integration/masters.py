@@ -543,6 +543,24 @@ def wait_file(path: Path, timeout: float = DEADLINE, *, gone: bool = False) -> P
     return path
 
 
+def wait_match(directory: Path, pattern: str, timeout: float = DEADLINE) -> Path:
+    """Wait by inotify until one file in a directory matches `pattern`; return it."""
+    from lowsuper.kernel import native
+
+    fd = native.inotify_create()
+    try:
+        native.inotify_add(fd, str(directory), 0x80 | 0x100)
+        end = time.monotonic() + timeout
+        while not (found := list(directory.glob(pattern))):
+            ready, _, _ = select.select([fd], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"nothing in {directory} matches {pattern}"
+            os.read(fd, 65536)
+    finally:
+        os.close(fd)
+    assert len(found) == 1
+    return found[0]
+
+
 def wait_text(path: Path, pattern: str, timeout: float = DEADLINE) -> re.Match[str]:
     """Wait until a file holds `pattern`, by inotify; return the match."""
     from lowsuper.kernel import native
