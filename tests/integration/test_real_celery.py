@@ -1,6 +1,7 @@
 """A celery worker as a smart daemon: it stays in the foreground and writes its pidfile itself.
 
-Its queue is a directory: a broker in memory could not be reached from another process.
+Its queue is a directory: a broker in memory could not be reached from another process. The worker
+takes a message as soon as its file is there, written or not, so the client makes it elsewhere.
 """
 
 import itertools
@@ -21,7 +22,7 @@ HERE = pathlib.Path(__file__).parent
 app = celery.Celery("tasks", broker="filesystem://")
 app.conf.broker_transport_options = {
     "data_folder_in": str(HERE / "queue"),
-    "data_folder_out": str(HERE / "queue"),
+    "data_folder_out": str(HERE / "made"),
     "control_folder": str(HERE / "control"),
     "polling_interval": 0.1,
 }
@@ -39,6 +40,8 @@ import tasks
 
 for line in sys.stdin:
     tasks.write.delay(line.strip())
+    for made in (tasks.HERE / "made").iterdir():
+        made.rename(tasks.HERE / "queue" / made.name)
 """
 
 
@@ -54,7 +57,7 @@ def test_celery_runs_tasks_before_and_after_its_master_is_replaced(masters, cele
     masters.allow_survivors()
     directory = masters.directory
     (directory / "tasks.py").write_text(TASKS)
-    for name in ("queue", "control"):
+    for name in ("queue", "made", "control"):
         (directory / name).mkdir()
     pidfile = directory / "celery.pid"
     numbers = itertools.count()
