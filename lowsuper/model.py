@@ -71,6 +71,13 @@ class Keep(Record):
     optional: bool = False  # nothing at `source` is no error
 
 
+class Readiness(Record):
+    """How it is known that a daemon is ready."""
+
+    kind: str  # exec, tcp, unix, file, pidfile, notify or fd
+    target: str = ""  # command, HOST:PORT, path, or the number of a descriptor
+
+
 class DaemonSpec(Record):
     """One daemon, as configured. Its name is unique in the configuration."""
 
@@ -93,8 +100,19 @@ class DaemonSpec(Record):
     freq: Ns = Ns(10 * SECOND)  # how long its pidfile may take to name it
     daemonize: bool = False  # lowsuper writes the pidfile, not the daemon
     notify_pid: bool = False  # a stop or reload of the master is told to it by a signal
+    kind: str = "simple"  # "oneshot": it does something once, and is ready when that ended well
+    groups: tuple[str, ...] = ()  # names under which it can be addressed with others
+    ready: Readiness | None = None  # how it is known that it is ready; None: when it runs
+    start_timeout: Ns | None = None  # how long that may take; None: for ever
+    watchdog: Ns | None = None  # the longest silence before it is taken for dead
     requires: tuple[str, ...] = ()  # daemons that must be ready first, and without which this stops
-    after: tuple[str, ...] = ()  # daemons that must be ready first
+    wants: tuple[str, ...] = ()  # daemons that must be ready first, if they can be had
+    after: tuple[str, ...] = ()  # daemons whose start must have an outcome first
+    restart: str = "always"  # "on-failure", "never"
+    backoff: tuple[Ns, Ns] | None = None  # first and longest pause; None: as uWSGI does
+    max_restarts: tuple[int, Ns] | None = None  # so many in that time, and it is given up
+    on_give_up: str = "stop"  # "exit": the master ends, too
+    success_codes: tuple[int, ...] = (0,)
     limits: tuple[ResourceLimit, ...] = ()  # a later one of the same resource counts
     namespaces: tuple[str, ...] = ()  # of its own: mount, net, uts, ipc, cgroup; pid is `ns_pid`
     hostname: str | None = None  # in a uts namespace of its own
