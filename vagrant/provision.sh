@@ -24,6 +24,10 @@ test_packages='procps strace uwsgi-core'  # uwsgi-core: tests compare with the o
 test_packages="$test_packages nginx postgresql"
 test_packages="$test_packages busybox-static dropbear-bin"
 test_packages="$test_packages ruby-daemons ruby-delayed-job-active-record ruby-sqlite3"
+# Virtual machines of the tests: an emulator, and the first of these kernels that there is. It is
+# unpacked below the environment, and not installed.
+test_packages="$test_packages qemu-system-x86 zstd"
+test_kernels='linux-image-6.12-cloud-amd64 linux-image-cloud-amd64'
 services='memcached redis-server nginx postgresql'
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
@@ -212,6 +216,27 @@ set_up() {
   printf '%s %s\n' "$1" "$digest" >"$stamp"
 }
 
+# Unpack a kernel for the virtual machines of the tests into $venv/vm.
+unpack_kernel() {
+  [ ! -e "$venv/vm/boot" ] || return 0
+  # shellcheck disable=SC2086
+  kernel=$(apt-cache depends $test_kernels 2>/dev/null |
+    awk '/Depends: linux-image-[0-9]/ {print $2; exit}')
+  if [ -z "$kernel" ]; then
+    say "there is no $test_kernels here: the tests in virtual machines are skipped"
+    return
+  fi
+  rm -rf "$venv/vm.part"
+  mkdir "$venv/vm.part"
+  run_step "unpacking $kernel for virtual machines" \
+    'check the network, or run apt-get update' sh -ec '
+cd "$1"
+apt-get -qq -o APT::Sandbox::User=root download "$2"
+dpkg-deb -x ./*.deb .
+rm ./*.deb' sh "$venv/vm.part" "$kernel"
+  mv "$venv/vm.part" "$venv/vm"
+}
+
 install_lowsuper() {
   make_venv /opt/lowsuper
   run_step 'installing lowsuper into /opt/lowsuper' \
@@ -257,6 +282,7 @@ run)
 test)
   install_packages $build_packages $example_packages $test_packages
   set_up test
+  unpack_kernel
   clean_up
   cd "$root"
   if [ $# -eq 0 ]; then
@@ -269,6 +295,7 @@ test)
 setup)
   install_packages $build_packages $example_packages $test_packages
   set_up test
+  unpack_kernel
   ;;
 install)
   install_packages $build_packages
