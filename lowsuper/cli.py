@@ -28,12 +28,14 @@ USAGE = """\
 usage: lowsuper [run] FILE.ini [--OPTION [VALUE]]...
        lowsuper [run] --OPTION [VALUE]...
        lowsuper check FILE.ini [--json] [--exec]
+       lowsuper enter [--user NAME] PID [-- COMMAND...]
        lowsuper --version | --help
 
 Looks after the daemons of a uWSGI configuration file: starts, restarts, reloads and stops them.
 
   run      stay in the foreground until the daemons are stopped (the default)
   check    read everything, start nothing, and report every problem
+  enter    run a shell or a command in a jail
 
 Every option of a configuration file can be given on the command line:
   lowsuper --attach-daemon "memcached -p 11311 -u nobody"
@@ -82,6 +84,10 @@ def _dispatch(words: list[str]) -> int:
             from lowsuper import check
 
             return check.main(rest)
+        case ["enter", *rest]:
+            from lowsuper import enter
+
+            return enter.main(rest)
         case ["run", *rest]:
             return _run(rest)
         case _:

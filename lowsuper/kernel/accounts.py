@@ -13,6 +13,10 @@ import stat
 from lowsuper.kernel import native
 from lowsuper.record import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pwd import struct_passwd
+
 _LARGEST = 1 << 22
 _IN_ROOT = 0x10 | 0x02  # RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
@@ -24,6 +28,7 @@ class User(Record):
     pw_uid: int
     pw_gid: int
     pw_dir: str
+    pw_shell: str = ""  # "": /bin/sh, see passwd(5)
 
 
 class Files:
@@ -36,7 +41,9 @@ class Files:
         for line in passwd.splitlines():
             fields = line.split(":")
             if len(fields) >= 6 and _is_number(fields[2]) and _is_number(fields[3]):
-                self.users.append(User(fields[0], int(fields[2]), int(fields[3]), fields[5]))
+                ids = int(fields[2]), int(fields[3])
+                shell = fields[6] if len(fields) > 6 else ""
+                self.users.append(User(fields[0], *ids, fields[5], shell))
         for line in group.splitlines():
             fields = line.split(":")
             if len(fields) >= 4 and _is_number(fields[2]):
@@ -103,7 +110,7 @@ def find_user(name: str) -> User | None:
         entry = pwd.getpwnam(name)
     except (KeyError, ValueError):
         return None
-    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+    return _copy(entry)
 
 
 def find_user_by_number(uid: int) -> User | None:
@@ -116,7 +123,11 @@ def find_user_by_number(uid: int) -> User | None:
         entry = pwd.getpwuid(uid)
     except (KeyError, ValueError):
         return None
-    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+    return _copy(entry)
+
+
+def _copy(entry: struct_passwd) -> User:
+    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell)
 
 
 def find_group(name: str) -> int | None:

@@ -48,13 +48,16 @@ MAY_IMPORT = {
     "kernel.territory": "identity kernel",
     "kernel.native": "errors record _native",
     "kernel.jail": "errors events jail model plan report units kernel",
+    "kernel.enter": "errors plan record kernel",
+    "kernel.foreground": "kernel",
     "kernel.inspect": "command errors identity model script units",
     "kernel.pidfile": "errors identity kernel",
     "kernel.records": "errors identity kernel",
     # The program.
     "supervisor": "errors events machine master",
     "check": "command config errors jail kernel.facts kernel.jailed kernel.source model plan",
-    "cli": "check config.wording errors events kernel model supervisor",
+    "enter": "kernel",
+    "cli": "check enter config.wording errors events kernel model supervisor",
     "__main__": "cli",
     "__init__": "",
 }
