@@ -109,6 +109,24 @@ static int open_path(const char *path, const struct lowsuper_fd *entry, int firs
 	return moved;
 }
 
+/* As root, alone in this process: what hangs here, on a dead file server, hangs nobody else. */
+static int step_log(struct task *task, int32_t *arg)
+{
+	const struct lowsuper_plan *plan = task->plan;
+	uid_t real, effective, saved;
+
+	if (!(plan->flags & LOWSUPER_HAS_LOG))
+		return 0;
+	if (getresuid(&real, &effective, &saved))
+		return -1;
+	task->log_fd = lowsuper_log_open(
+		task->log, plan->flags & LOWSUPER_HAS_UID ? plan->uid : effective, 0, arg);
+	if (task->log_fd >= 0)
+		return 0;
+	errno = -task->log_fd;
+	return -1;
+}
+
 /*
  * The daemon's descriptors. All sources move above the highest target first, since a source may
  * be another's target; then everything is marked close-on-exec, and dup2 makes the targets without
@@ -129,6 +147,8 @@ static int step_fds(struct task *task, int32_t *arg)
 		return -1;
 	for (uint32_t i = 0; i < task->plan->fds; i++) {
 		*arg = (int32_t)i;
+		if (fds[i].fd == LOWSUPER_FD_LOG)
+			fds[i].fd = task->log_fd;
 		if (fds[i].fd >= 0) {
 			if (move_fd(&fds[i].fd, first))
 				return -1;
@@ -484,6 +504,7 @@ static const struct step enter_steps[] = {
 
 static const struct step daemon_steps[] = {
 	{ LOWSUPER_STEP_SETSID, step_setsid },
+	{ LOWSUPER_STEP_LOG, step_log },
 	{ LOWSUPER_STEP_FDS, step_fds },
 	{ LOWSUPER_STEP_OOM_SCORE, step_oom_score },
 	{ LOWSUPER_STEP_NICE, step_nice },

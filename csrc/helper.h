@@ -20,6 +20,8 @@ struct task {
 	const char *chdir;
 	const char *root;
 	const char *hostname;
+	const char *log;
+	int log_fd;			/* -1: none, or not open yet */
 	char **programs;
 	char **argv;			/* ends with NULL, as envp */
 	char **envp;

@@ -39,6 +39,7 @@ enum lowsuper_step {
 	LOWSUPER_STEP_ROOT,		/* arg: 0: find it, 1: enter it */
 	LOWSUPER_STEP_PROC,
 	LOWSUPER_STEP_MOUNTS,		/* arg: index in the plan */
+	LOWSUPER_STEP_LOG,		/* arg: enum lowsuper_log_reason */
 	LOWSUPER_STEP_COUNT
 };
 
@@ -72,15 +73,16 @@ enum lowsuper_flag {
 	LOWSUPER_HAS_CAPS = 512,
 	LOWSUPER_HAS_ROOT = 1024,
 	LOWSUPER_HAS_HOSTNAME = 2048,
-	LOWSUPER_OWN_PROC = 4096	/* mount a /proc */
+	LOWSUPER_OWN_PROC = 4096,	/* mount a /proc */
+	LOWSUPER_HAS_LOG = 8192
 };
 
 /*
  * A plan: the head, which stage 1 fills; the body; `limits` x lowsuper_limit; `fds` x lowsuper_fd;
  * `mounts` x lowsuper_mount; `groups` x uint32_t; then `string_bytes` of strings, each ended by a
  * NUL byte: the directory (if HAS_CHDIR), the root (if HAS_ROOT), the host name (if HAS_HOSTNAME),
- * the programs, argv, envp, the paths of the fds that have no descriptor, and source and target of
- * each mount.
+ * the log file (if HAS_LOG), the programs, argv, envp, the paths of the fds that have no descriptor,
+ * and source and target of each mount.
  */
 struct lowsuper_head {
 	int32_t error_fd;		/* write end of the error pipe, or -1 */
@@ -118,7 +120,7 @@ struct lowsuper_limit {
 
 struct lowsuper_fd {
 	int32_t target;
-	int32_t fd;			/* of the master, or -1: the next path */
+	int32_t fd;			/* of the master, or -1: the next path, or FD_LOG */
 	int32_t flags;			/* of open(2) */
 	int32_t mode;
 };
@@ -131,7 +133,20 @@ struct lowsuper_mount {
 enum lowsuper_limits {
 	LOWSUPER_PLAN_MAGIC = 0x6c737031,
 	LOWSUPER_FDS_MAX = 1024,	/* descriptors of one plan */
+	LOWSUPER_FD_LOG = -2,		/* as a descriptor of a plan: its log file */
+	LOWSUPER_NAME_SIZE = 260,	/* room for the name of a file */
+	LOWSUPER_LOG_MODE = 416,	/* 0640 of a log file that is made */
 	LOWSUPER_HIGH_FD = 256		/* from here on: not for children, see spawn.c */
+};
+
+/* Why a log file was refused, where the errno alone does not tell. */
+enum lowsuper_log_reason {
+	LOWSUPER_LOG_PLAIN,		/* the errno tells */
+	LOWSUPER_LOG_LINK,		/* a link in a place where others can write */
+	LOWSUPER_LOG_KIND,		/* not a plain file, nor what may be there in its place */
+	LOWSUPER_LOG_OWNER,		/* neither ours nor the daemon's */
+	LOWSUPER_LOG_NAMES,		/* has another hard link, or was replaced */
+	LOWSUPER_LOG_READER		/* a socket, or a FIFO that nobody reads */
 };
 
 /* How to clone. */
@@ -246,6 +261,15 @@ int lowsuper_mount_setattr(int dir_fd, const char *path, uint32_t flags, uint64_
 int lowsuper_fsopen(const char *type);
 int lowsuper_fsconfig(int fd, uint32_t command, const char *key, const char *value, int aux);
 int lowsuper_fsmount(int fd, uint32_t attributes);
+/*
+ * logfile.c. `name` has room for LOWSUPER_NAME_SIZE characters; `uid` is the daemon's. The
+ * descriptors are the caller's: of the directory that a path really leads to (O_PATH), and of a log
+ * file, for appending or to read from.
+ */
+int lowsuper_log_directory(const char *path, char *name, int32_t *shared, int32_t *reason);
+int lowsuper_log_file(int dir_fd, const char *name, int shared, uint32_t uid, int to_read,
+		      int32_t *reason);
+int lowsuper_log_open(const char *path, uint32_t uid, int to_read, int32_t *reason);
 int lowsuper_receive(int fd, void *message, int size, int32_t *passed_fd);
 int lowsuper_send(int fd, const void *message, int size, int pass_fd);
 

@@ -39,7 +39,7 @@ static uint32_t count_paths(const struct task *task)
 	uint32_t paths = 0;
 
 	for (uint32_t i = 0; i < task->plan->fds; i++)
-		paths += task->fds[i].fd < 0;
+		paths += task->fds[i].fd == -1;
 	return paths;
 }
 
@@ -64,7 +64,8 @@ static void take_plan(struct task *task, char *bytes, size_t size, char **slots)
 		found += !at[i];
 	wanted = (plan->flags & LOWSUPER_HAS_CHDIR ? 1u : 0u) +
 		 (plan->flags & LOWSUPER_HAS_ROOT ? 1u : 0u) +
-		 (plan->flags & LOWSUPER_HAS_HOSTNAME ? 1u : 0u) + (uint64_t)plan->programs +
+		 (plan->flags & LOWSUPER_HAS_HOSTNAME ? 1u : 0u) +
+		 (plan->flags & LOWSUPER_HAS_LOG ? 1u : 0u) + (uint64_t)plan->programs +
 		 plan->argv + plan->envp + count_paths(task) + (uint64_t)plan->mounts * 2;
 	if (found != wanted || (found && bytes[size - 1]))
 		task_fail(task, LOWSUPER_STEP_PLAN, EINVAL, 1);
@@ -75,6 +76,8 @@ static void take_plan(struct task *task, char *bytes, size_t size, char **slots)
 		task->root = *take_strings(&at, &slots, 1);
 	if (plan->flags & LOWSUPER_HAS_HOSTNAME)
 		task->hostname = *take_strings(&at, &slots, 1);
+	if (plan->flags & LOWSUPER_HAS_LOG)
+		task->log = *take_strings(&at, &slots, 1);
 	task->programs = take_strings(&at, &slots, plan->programs);
 	task->argv = take_strings(&at, &slots, plan->argv);
 	task->envp = take_strings(&at, &slots, plan->envp);
@@ -92,10 +95,10 @@ void task_read(struct task *task, int fd)
 	/* pread, as the master's writing has left the common offset at the end. */
 	if (pread(fd, &head, sizeof head, 0) != (ssize_t)sizeof head || fstat(fd, &status))
 		_exit(127);
-	*task = (struct task){ .head = head };
+	*task = (struct task){ .head = head, .log_fd = -1 };
 	size = (size_t)status.st_size - sizeof head;
-	/* A string has at least its NUL byte, so there are fewer than `size`; 8 lists end with NULL. */
-	room = (size + 8 + 8) * sizeof(char *);
+	/* A string has at least its NUL byte, so there are fewer than `size`; 9 lists end with NULL. */
+	room = (size + 8 + 9) * sizeof(char *);
 	bytes = mmap(NULL, size + 8 + room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 		     0);
 	if (bytes == MAP_FAILED)

@@ -205,6 +205,11 @@ ssize_t readlink(const char *path, char *buffer, size_t size)
 	return CALL3(readlink, path, buffer, size);
 }
 
+ssize_t readlinkat(int dir_fd, const char *path, char *buffer, size_t size)
+{
+	return CALL4(readlinkat, dir_fd, path, buffer, size);
+}
+
 int unlinkat(int dir_fd, const char *path, int flags)
 {
 	return (int)CALL3(unlinkat, dir_fd, path, flags);

@@ -78,6 +78,14 @@ class Readiness(Record):
     target: str = ""  # command, HOST:PORT, path, or the number of a descriptor
 
 
+class Output(Record):
+    """Where the output of a daemon goes, both its standard output and its standard error."""
+
+    kind: str  # stdout, stderr (the master's), null, file or ring
+    path: str = ""  # of a file, as written: relative to the master's directory
+    size: int = 0  # of a ring, in bytes
+
+
 class DaemonSpec(Record):
     """One daemon, as configured. Its name is unique in the configuration."""
 
@@ -113,6 +121,7 @@ class DaemonSpec(Record):
     max_restarts: tuple[int, Ns] | None = None  # so many in that time, and it is given up
     on_give_up: str = "stop"  # "exit": the master ends, too
     success_codes: tuple[int, ...] = (0,)
+    log: Output | None = None  # None: the master's standard output and standard error
     limits: tuple[ResourceLimit, ...] = ()  # a later one of the same resource counts
     namespaces: tuple[str, ...] = ()  # of its own: mount, net, uts, ipc, cgroup; pid is `ns_pid`
     hostname: str | None = None  # in a uts namespace of its own
@@ -125,14 +134,33 @@ class DaemonSpec(Record):
     caps: tuple[int, ...] | None = None  # that it keeps; None: those of its user
 
 
+NAMESPACE, CHROOT, PIVOT, UNSHARE = "namespace", "chroot", "pivot-root", "unshare"
+"""The ways into a jail: the options that make it. The last one leaves the root as it is."""
+
+
 class Jail(Record):
     """The root file system and the namespaces that the master and its daemons live in."""
 
-    root: str  # absolute
+    root: str | None  # absolute; None: the root is that outside, or that of what is joined
     hostname: str | None = None  # None: the host's
     keeps: tuple[Keep, ...] = ()  # attached in this order
     net: bool = False  # a network namespace of its own
     overlay: bool = False  # what is written to the root goes to memory, and away with the jail
+    way: str = NAMESPACE
+    namespaces: tuple[str, ...] = ("pid", "mount", "uts", "ipc")  # of its own, besides `net`
+    old_root: str | None = None  # of pivot-root: where in the new root the old one stays
+    joins: str | None = None  # socket of a master: what is not of its own is that one's
+    post_jail: str = "outside"  # where these hooks run: "outside", "inside", or "" for nowhere
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a path in it is not the same file as outside."""
+        return self.root is not None or self.joins is not None
+
+    @property
+    def has_cgroups(self) -> bool:
+        """Whether the master in it finds the cgroups, and a guard outlives it."""
+        return not (self.is_elsewhere or {"pid", "cgroup"} & {*self.namespaces})
 
 
 class EnvChange(Record):

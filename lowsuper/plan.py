@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 EXEC, NSINIT, SHIM = "exec", "nsinit", "shim"
 
+LOG_FD = -2
+"""In place of a descriptor: `SpawnPlan.log`, opened by the helper for appending."""
+
 
 class FdSource(Record):
     """One descriptor of the daemon: `target` becomes a copy of `fd`, or of `path` opened.
 
-    `fd` is a descriptor of the master, which stays the master's; with `path` the helper opens
-    the file itself, after the chdir and uid steps have not happened yet, that is as root.
+    `fd` is a descriptor of the master, which stays the master's, or LOG_FD; with `path` the helper
+    opens the file itself, after the chdir and uid steps have not happened yet, that is as root.
     """
 
     target: int
@@ -74,6 +77,7 @@ class SpawnPlan(Record):
     no_new_privs: bool = False
     namespaces: int = 0  # CLONE_NEW... of those that it gets besides the pid namespace
     hostname: bytes | None = None
+    log: bytes | None = None  # absolute path of what LOG_FD stands for
     root: bytes | None = None
     own_proc: bool = False  # with a /proc of its pid namespace
     mounts: tuple[Mount, ...] = ()
@@ -99,6 +103,16 @@ NAMESPACES = {
     "net": 0x40000000,
 }
 """CLONE_NEW... by the names of the configuration: see namespaces(7)."""
+
+LOG_REASONS = (
+    "",
+    " (a link, where others than root can change the names)",
+    " (neither a file, nor a FIFO or device in a place where only root can change the names)",
+    " (of another user, where others than root can change the names)",
+    " (a file with another name, where others than root can change the names)",
+    " (nobody reads it)",
+)
+"""By enum lowsuper_log_reason."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -182,6 +196,7 @@ def build_plan(
     chdir: str | None = None,
     fds: tuple[FdSource, ...] = (),
     limits: tuple[Limit, ...] = (),
+    log: str | None = None,
 ) -> SpawnPlan:
     """Return the plan that runs `command`.
 
@@ -195,6 +210,7 @@ def build_plan(
         chdir: where to run it, or None for the master's directory.
         fds: its descriptors; all others are closed.
         limits: resource limits to set.
+        log: absolute path of what LOG_FD among `fds` stands for.
     """
     if identity is not None and identity.name:
         env = Environment(env.variables | identity_variables(identity))
@@ -213,6 +229,7 @@ def build_plan(
         gid=None if identity is None else identity.gid,
         groups=None if identity is None else identity.groups,
         limits=limits,
+        log=None if log is None else encode(log),
     )
 
 
@@ -274,6 +291,8 @@ def describe_step(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911
         case "execve":
             program = plan.argv[0] if len(plan.programs) > 1 else plan.programs[0]
             return program.decode("utf-8", "surrogateescape")
+        case "log":
+            return _decode(plan.log) + LOG_REASONS[arg]
         case "setresuid":
             return str(plan.uid)
         case "setresgid":

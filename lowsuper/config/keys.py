@@ -190,6 +190,13 @@ def parse_mounts(text: str) -> object:
     return isolation.parse_mounts(parse_touch(text))
 
 
+def parse_output(text: str) -> object:
+    """Return where output goes: see `config.logs`."""
+    from lowsuper.config import logs
+
+    return logs.parse_output(text)
+
+
 def _limit(resource: str, help_text: str) -> Key:
     """Return the row of a resource limit."""
 
@@ -253,6 +260,7 @@ KEYS = (
         "SOURCE:TARGET[:ro], parted by ;, in a mount namespace of its own",
         adds=True,
     ),
+    Key(("log",), parse_output, "log", "a file for its output; or stdout, stderr, null, ring"),
     Key(("umask",), parse_umask, "umask", "file mode creation mask"),
     Key(("nice",), parse_nice, "nice", "nice value, from -20 to 19"),
     Key(
@@ -291,7 +299,7 @@ NAMES = {name: key for key in KEYS for name in key.names}
 
 _LATER_NAMES = (
     "legion groups env envfile clean_env type requires after ready start_timeout restart"
-    " max_restarts log listen watchdog"
+    " max_restarts listen watchdog"
 )
 _LATER = frozenset(_LATER_NAMES.split())
 _LATER_PREFIXES = ("cgroup_",)

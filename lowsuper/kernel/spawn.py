@@ -43,6 +43,7 @@ _OPTIONAL = (
     ("caps", lib.LOWSUPER_HAS_CAPS),
     ("root", lib.LOWSUPER_HAS_ROOT),
     ("hostname", lib.LOWSUPER_HAS_HOSTNAME),
+    ("log", lib.LOWSUPER_HAS_LOG),
 )
 """Fields of a plan that may be None, and the flags that say that they are not."""
 _NO_NEW_PRIVS, _OWN_PROC = lib.LOWSUPER_NO_NEW_PRIVS, lib.LOWSUPER_OWN_PROC
@@ -132,7 +133,8 @@ def pack(plan: SpawnPlan) -> bytes:
     Raises:
         KernelError: EINVAL, a NUL byte is in one of its strings.
     """
-    strings = [text for text in (plan.chdir, plan.root, plan.hostname) if text is not None]
+    single = (plan.chdir, plan.root, plan.hostname, plan.log)
+    strings = [text for text in single if text is not None]
     programs, argv, envp, groups = plan.programs, plan.argv, plan.envp, plan.groups or ()
     strings += programs
     strings += argv
@@ -141,7 +143,7 @@ def pack(plan: SpawnPlan) -> bytes:
     for source in plan.fds:
         fd = source.fd
         numbers += (source.target, fd, source.flags, source.mode)
-        if fd < 0:
+        if fd == -1:
             strings.append(source.path)
     for mount in plan.mounts:
         numbers += (-1, mount.read_only)

@@ -36,6 +36,7 @@ from lowsuper.kernel.fifo import MasterFifo
 from lowsuper.kernel.life import Life
 from lowsuper.kernel.limits import find_limits
 from lowsuper.kernel.log import Log
+from lowsuper.kernel.logs import plan_output
 from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.native import HIGH_FD
 from lowsuper.kernel.privilege import become, resolve, resolve_master
@@ -337,6 +338,7 @@ class World:
         master = self._supervisor.spec
         rung, role = self._domains.choose(spec, master)
         stdin = 0 if spec.stdin or master.daemons_honour_stdin else self._null_fd
+        output, log_path = plan_output(spec, self._null_fd)
         plan = build_plan(
             spec.name,
             spec.command,
@@ -345,8 +347,9 @@ class World:
             new_pid_ns=spec.ns_pid,
             identity=self._identities.get(spec.name),
             chdir=spec.chdir,
-            fds=(FdSource(0, stdin), FdSource(1, 1), FdSource(2, 2)),
+            fds=(FdSource(0, stdin), *output),
             limits=find_limits(self._limits, spec.limits) if spec.limits else self._limits,
+            log=log_path,
         )
         plan = isolate(plan, spec)
         if spec.pidfile is not None and role == EXEC:

@@ -21,7 +21,8 @@ DEADLINE_MS = 20_000
 
 SOURCES = Path(__file__).parents[2] / "csrc"
 PROGRAM_SOURCES = (
-    *("main", "task", "child", "isolate", "channel", "keeper", "nsinit", "shim", "guard"),
+    *("main", "task", "child", "isolate", "channel", "logfile"),
+    *("keeper", "nsinit", "shim", "guard"),
 )
 NULL = FdSource(0, path=b"/dev/null")
 

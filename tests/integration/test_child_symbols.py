@@ -12,7 +12,7 @@ import pytest
 from spawning import NULL, SOURCES, make_plan, run_helper
 
 from lowsuper.kernel.spawn import ExecOk
-from lowsuper.plan import NAMESPACES, FdSource, Limit, Mount
+from lowsuper.plan import LOG_FD, NAMESPACES, FdSource, Limit, Mount
 
 ALLOWED = {
     *("clone", "close", "fcntl", "memfd_create", "pipe2", "socketpair", "syscall", "waitpid"),
@@ -29,6 +29,8 @@ ORDER = (
     r"openat\(.*\"cgroup.procs\"",
     r"write\(\d+, \"0\", 1\)",
     r"setsid\(\)",
+    r"(open|openat)\(.*\"/\", .*O_PATH",
+    r"openat\(\d+, \"null\", O_WRONLY.*O_APPEND.*O_NOFOLLOW",
     r"fcntl\(\d+, F_DUPFD_CLOEXEC",
     r"close_range\(0, \d+, CLOSE_RANGE_CLOEXEC\)",
     r"dup2\(\d+, 0\)",
@@ -130,7 +132,8 @@ def test_stage_2_makes_its_calls_in_order(cgroup, tmp_path):
         own_proc=True,
         mounts=(Mount(b"/usr", b"/usr", read_only=True),),
         limits=(Limit(resource.RLIMIT_CORE, 0, 0),),
-        fds=(NULL, FdSource(1, 2), FdSource(2, 2)),
+        fds=(NULL, FdSource(1, LOG_FD), FdSource(2, 2)),
+        log=b"/dev/null",
     )
     leaf_fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY)
     try:

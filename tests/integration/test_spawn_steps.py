@@ -64,6 +64,10 @@ def fail_fds(spawner, tmp_path):
     return outcome_of(spawner, make_plan("/bin/true", fds=(NULL, FdSource(2, 2), missing)))
 
 
+def fail_log(spawner, tmp_path):
+    return outcome_of(spawner, make_plan("/bin/true", log=b"/missing/web.log"))
+
+
 def fail_oom_score(spawner, tmp_path):
     return in_child(lambda: outcome_of(spawner, make_plan("/bin/true", oom_score=-1)), uid=NOBODY)
 
@@ -265,6 +269,7 @@ CASES = (
     (fail_cgroup, StepFailed("cgroup", ENOENT, 0)),
     (fail_setsid, StepFailed("setsid", EPERM, 0)),
     (fail_fds, StepFailed("fds", ENOENT, 2)),
+    (fail_log, StepFailed("log", ENOENT, 0)),
     (fail_oom_score, StepFailed("oom_score", EACCES, 0)),
     (fail_oom_score_range, StepFailed("oom_score", EINVAL, 0)),
     (fail_nice, StepFailed("nice", EACCES, 0)),

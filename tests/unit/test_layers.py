@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "kernel.foreground": "kernel",
     "kernel.inspect": "command errors identity model script units",
     "kernel.pidfile": "errors identity kernel",
+    "kernel.logs": "model plan",
     "kernel.records": "errors identity kernel",
     # The program.
     "supervisor": "errors events machine master",
