@@ -71,6 +71,21 @@ class Keep(Record):
     optional: bool = False  # nothing at `source` is no error
 
 
+class Link(Record):
+    """A network link of a jail's own. Addresses have the length of their prefix."""
+
+    kind: str  # veth: a pair, with its other end on the host; macvlan: on a link of the host
+    name: str  # in the jail
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()  # of the default routes: one of IPv4, one of IPv6
+    mtu: int | None = None  # None: the kernel's
+    mac: str | None = None  # None: always the same, made of the names of instance and link
+    bridge: str | None = None  # the host's, that the other end of a veth is put on
+    peer_addresses: tuple[str, ...] = ()  # of that other end
+    host_name: str | None = None  # its name; None: made of the names of instance and link
+    parent: str | None = None  # the host's link that a macvlan is on
+
+
 class Readiness(Record):
     """How it is known that a daemon is ready."""
 
