@@ -27,8 +27,8 @@ from lowsuper.events import (
 )
 from lowsuper.model import Exec, Exit, Hook, Print
 from lowsuper.record import Record
-from lowsuper.report import format_duration, format_status
-from lowsuper.units import SECOND, Ns
+from lowsuper.report import format_status
+from lowsuper.units import SECOND, Ns, format_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

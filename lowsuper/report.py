@@ -38,7 +38,7 @@ from lowsuper.events import (
     MasterStops,
 )
 from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up
-from lowsuper.units import SECOND, Ns
+from lowsuper.units import Ns, format_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,21 +58,6 @@ ADVICE = {
     ("namespaces", EPERM): "namespaces need root (CAP_SYS_ADMIN)",
     ("caps", EPERM): "lowsuper must have what is to be kept, and CAP_SETPCAP to take the rest away",
 }
-
-
-def format_duration(time: Ns) -> str:
-    """Return a length of time as people write it: `340 ms`, `5.2 s`, `3 min 20 s`, `2 h 5 min`."""
-    if time < SECOND:
-        return f"{time // 1_000_000} ms"
-    seconds = time // SECOND
-    if seconds < 60:
-        tenths = time * 10 // SECOND % 10
-        return f"{seconds}.{tenths} s" if tenths else f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    if seconds < 86400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
 def format_signal(number: int) -> str:

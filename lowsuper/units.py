@@ -1,4 +1,4 @@
-"""One text to one typed value: booleans, durations, signals, modes, ids.
+"""One text to one typed value, and back: booleans, durations, signals, modes, ids.
 
 Every parser takes the text as written and raises ValueError with a phrase that completes
 "key=value: ..."; none performs I/O.
@@ -120,6 +120,21 @@ def parse_duration(text: str) -> Ns:
     if total > _LONGEST:
         raise ValueError("is more than a hundred years")
     return total
+
+
+def format_duration(time: Ns) -> str:
+    """Return a length of time as people write it: `340 ms`, `5.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    if time < SECOND:
+        return f"{time // 1_000_000} ms"
+    seconds = time // SECOND
+    if seconds < 60:
+        tenths = time * 10 // SECOND % 10
+        return f"{seconds}.{tenths} s" if tenths else f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
 def parse_size(text: str) -> int:

@@ -41,12 +41,11 @@ from lowsuper.events import (
 from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up
 from lowsuper.report import (
     describe_state,
-    format_duration,
     format_note,
     format_signal,
     format_status,
 )
-from lowsuper.units import SECOND
+from lowsuper.units import SECOND, format_duration
 
 MS = SECOND // 1000
 CORE = 11 | 0x80
