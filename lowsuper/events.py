@@ -44,6 +44,49 @@ class Touched(Record):
     path: str
 
 
+class Restart(Record):
+    """Somebody asked for it to be ended and started again."""
+
+    why: str = "restart"
+
+
+class Halt(Record):
+    """Somebody asked for this one to be stopped; even a smart one is ended then."""
+
+    why: str = "stop"
+
+
+class Reset(Record):
+    """Its failures are forgiven: they count no more, and it is not given up any more."""
+
+
+class Deliver(Record):
+    """Somebody asked for a signal to be sent to its process."""
+
+    signal: int
+    why: str
+
+
+class Ready(Record):
+    """It is ready: one answer to AwaitReady."""
+
+    run: RunId
+
+
+class Unready(Record):
+    """It is not ready yet: what was seen last, after AwaitReady."""
+
+    run: RunId
+    finding: str  # a phrase
+
+
+class WatchdogMissed(Record):
+    """It was silent for longer than its watchdog allows."""
+
+    run: RunId
+    silence: Ns
+
+
 class Timer(Record):
     """The daemon's timer went off."""
 
@@ -150,7 +193,23 @@ class Reaped(Record):
 
 
 PlainEvent = (
-    Start | Stop | Reload | Kill | Touched | Timer | ExecOk | SpawnFailed | Exited | Emptied
+    Start
+    | Stop
+    | Reload
+    | Kill
+    | Touched
+    | Restart
+    | Halt
+    | Reset
+    | Deliver
+    | Ready
+    | Unready
+    | WatchdogMissed
+    | Timer
+    | ExecOk
+    | SpawnFailed
+    | Exited
+    | Emptied
 )
 SmartEvent = PidfileTouched | Found | Absent | Unseen | NotNamed | HeldBy | Freed | Reaped
 DaemonEvent = PlainEvent | SmartEvent
@@ -169,6 +228,13 @@ class Signal(Record):
 
     run: RunId
     signal: int
+    group: bool = True  # its process group, too
+
+
+class AwaitReady(Record):
+    """See when the daemon is ready; answers with Unready, any number of times, and Ready."""
+
+    run: RunId
 
 
 class KillDomain(Record):
@@ -225,6 +291,13 @@ class WentDown(Record):
     abandoned: bool = False  # not even SIGKILL ended it
 
 
+class Concluded(Record):
+    """Tell the master machine that nothing of the daemon is left, and that it is at its end."""
+
+    failed: bool  # it was given up; else it has done what it had to do
+    status: int | None
+
+
 class ControlEnded(Record):
     """Tell the master machine that a control daemon has ended for good."""
 
@@ -241,6 +314,7 @@ DaemonAction = (
     Spawn
     | Signal
     | KillDomain
+    | AwaitReady
     | Look
     | Name
     | Unname
@@ -249,6 +323,7 @@ DaemonAction = (
     | CancelTimer
     | Settled
     | WentDown
+    | Concluded
     | ControlEnded
     | Say
 )
@@ -314,6 +389,26 @@ class DaemonDown(Record):
     abandoned: bool = False
 
 
+class DaemonConcluded(Record):
+    """Nothing of a daemon is left, and it will not come back by itself."""
+
+    name: str
+    failed: bool
+    status: int | None
+
+
+class Asked(Record):
+    """Somebody with the right to do so asked for something through the control socket.
+
+    `verb` is start, stop, restart, try-restart or reset-failed for the daemons `names`; reload,
+    shutdown or kill for the master.
+    """
+
+    verb: str
+    names: tuple[str, ...] = ()
+    who: str = "control"  # a phrase, for the log
+
+
 class DaemonEnded(Record):
     """A control daemon has ended."""
 
@@ -332,7 +427,9 @@ MasterEvent = (
     | HookTouched
     | DaemonSettled
     | DaemonDown
+    | DaemonConcluded
     | DaemonEnded
+    | Asked
 )
 
 # What the master machine asks for.
@@ -510,6 +607,65 @@ class DaemonSlow(Record):
     waited: Ns
 
 
+class DaemonReady(Record):
+    """A daemon is ready."""
+
+    name: str
+    pid: int
+    took: Ns  # since it was started
+
+
+class DaemonLate(Record):
+    """A daemon was not ready in time, and is ended."""
+
+    name: str
+    pid: int
+    waited: Ns
+    finding: str
+
+
+class DaemonSilent(Record):
+    """A daemon did not feed its watchdog, and is ended."""
+
+    name: str
+    pid: int
+    silence: Ns
+
+
+class DaemonSignalled(Record):
+    """A daemon was sent a signal because somebody asked for it."""
+
+    name: str
+    pid: int
+    signal: int
+    why: str
+
+
+class DaemonDone(Record):
+    """A daemon has ended well, and is not started again."""
+
+    name: str
+    pid: int
+    status: int
+    age: Ns
+    oneshot: bool
+
+
+class DaemonGivenUp(Record):
+    """A daemon is not started any more until somebody asks for it."""
+
+    name: str
+    reason: str
+
+
+class DaemonNeeds(Record):
+    """A daemon is not started, or is ended, because of another that it requires."""
+
+    name: str
+    other: str
+    started: bool  # it runs, and is ended
+
+
 class DaemonInBackground(Record):
     """A plain daemon's program put itself into the background; its kill domain is watched."""
 
@@ -682,6 +838,13 @@ Note = (
     | DaemonGone
     | DaemonStuck
     | DaemonSlow
+    | DaemonReady
+    | DaemonLate
+    | DaemonSilent
+    | DaemonSignalled
+    | DaemonDone
+    | DaemonGivenUp
+    | DaemonNeeds
     | DaemonInBackground
     | DaemonFound
     | DaemonFinding

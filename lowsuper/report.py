@@ -11,19 +11,26 @@ from lowsuper.events import (
     AllStarted,
     DaemonAwaited,
     DaemonDied,
+    DaemonDone,
     DaemonDoubted,
     DaemonEnding,
     DaemonFinding,
     DaemonFound,
+    DaemonGivenUp,
     DaemonGone,
     DaemonHeld,
     DaemonInBackground,
     DaemonKilled,
+    DaemonLate,
     DaemonLeft,
     DaemonMoved,
+    DaemonNeeds,
     DaemonNotReady,
     DaemonNotStarted,
+    DaemonReady,
     DaemonReaped,
+    DaemonSignalled,
+    DaemonSilent,
     DaemonSlow,
     DaemonStarted,
     DaemonStuck,
@@ -37,7 +44,7 @@ from lowsuper.events import (
     MasterReloads,
     MasterStops,
 )
-from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up
+from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Over, Starting, Stopping, Up
 from lowsuper.units import Ns, format_duration
 
 TYPE_CHECKING = False
@@ -104,6 +111,16 @@ def format_note(note: Note) -> str:
             | DaemonInBackground()
         ):
             return f"{note.name}: {_daemon_words(note)}"
+        case (
+            DaemonReady()
+            | DaemonLate()
+            | DaemonSilent()
+            | DaemonSignalled()
+            | DaemonDone()
+            | DaemonGivenUp()
+            | DaemonNeeds()
+        ):
+            return f"{note.name}: {_course_words(note)}"
         case (
             DaemonFound()
             | DaemonFinding()
@@ -175,6 +192,36 @@ def _daemon_words(  # noqa: C901
 
 def _who(note: DaemonStarted | DaemonFound) -> str:
     return f"pid {note.pid}, uid {note.uid}, gid {note.gid}, kill domain {note.rung}"
+
+
+def _course_words(
+    note: DaemonReady
+    | DaemonLate
+    | DaemonSilent
+    | DaemonSignalled
+    | DaemonDone
+    | DaemonGivenUp
+    | DaemonNeeds,
+) -> str:
+    match note:
+        case DaemonReady(pid=pid, took=took):
+            return f"{_pid(pid)}is ready after {format_duration(took)}"
+        case DaemonLate(waited=waited, finding=finding):
+            return f"not ready after {format_duration(waited)}: {finding}; ending it"
+        case DaemonSilent(pid=pid, silence=silence):
+            return f"{_pid(pid)}did not feed its watchdog for {format_duration(silence)}; ending it"
+        case DaemonSignalled(pid=pid, signal=signal, why=why):
+            return f"{why}: {format_signal(signal)} to pid {pid}"
+        case DaemonDone(pid=pid, status=status, age=age, oneshot=oneshot):
+            what = f"{_pid(pid)}{format_status(status)} after {format_duration(age)}"
+            return f"{what}; done" if oneshot else f"{what}; not started again, as configured"
+        case DaemonGivenUp(reason=reason):
+            return f"given up: {reason}; `lowsuper start {note.name}` starts it"
+        case DaemonNeeds(other=other, started=started):
+            verb = "ending it" if started else "not started"
+            return f"{verb}, since it requires {other}, which is not there"
+        case _:
+            assert_never(note)
 
 
 def _smart_words(
@@ -302,7 +349,7 @@ def _daemons(count: int) -> str:
     return f"{count} daemon{'' if count == 1 else 's'}"
 
 
-def describe_state(state: State, now: Ns) -> str:
+def describe_state(state: State, now: Ns) -> str:  # noqa: C901  # a table
     """Return a daemon's state in a few words, for the statistics."""
     match state:
         case Down():
@@ -316,11 +363,17 @@ def describe_state(state: State, now: Ns) -> str:
             return f"starting for {format_duration(now - since)}"
         case Broken():
             return "start failed"
+        case Up(ready=False, pid=pid, since=since, finding=finding):
+            why = f": {finding}" if finding else ""
+            return f"up, pid {pid}, not ready for {format_duration(now - since)}{why}"
         case Up(pid=pid, since=since):
             return f"up, pid {pid}, for {format_duration(now - since)}"
         case Stopping(pid=pid, since=since):
             return f"stopping, {_pid(pid)}for {format_duration(now - since)}"
         case Backoff(until=until):
             return f"waiting, next try in {format_duration(max(0, until - now))}"
+        case Over(outcome=outcome, status=status):
+            how = "never ran" if status is None else format_status(status)
+            return f"{'given up' if outcome == 'failed' else outcome}, {how}"
         case _:
             assert_never(state)

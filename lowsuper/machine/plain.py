@@ -7,7 +7,6 @@ the state's changes nothing. Rule 3: a daemon has at most one timer, and none wh
 
 from __future__ import annotations
 
-from lowsuper.backoff import pause_before_start
 from lowsuper.errors import assert_never
 from lowsuper.events import (
     CancelTimer,
@@ -19,15 +18,19 @@ from lowsuper.events import (
     DaemonSlow,
     DaemonStarted,
     DaemonStuck,
+    Deliver,
     Emptied,
     ExecOk,
     Exited,
+    Halt,
     Kill,
     KillDomain,
+    Ready,
     Reload,
+    Reset,
+    Restart,
     Say,
     SetTimer,
-    Settled,
     Signal,
     SmartEvent,
     SpawnFailed,
@@ -35,14 +38,20 @@ from lowsuper.events import (
     Stop,
     Timer,
     Touched,
+    Unready,
+    WatchdogMissed,
 )
-from lowsuper.machine import smart
+from lowsuper.machine import running, smart
 from lowsuper.machine.moves import (
+    ONESHOT,
     begin,
+    come_up,
     die,
     end,
+    finish,
     go_down,
     is_smart,
+    judge_end,
     kill_now,
     known,
     retry,
@@ -55,11 +64,13 @@ from lowsuper.machine.states import (
     DOWN,
     RELOADED,
     STUCK,
+    UNREADY,
     Awaiting,
     Backoff,
     Broken,
     Down,
     Looking,
+    Over,
     Starting,
     Stopping,
     Up,
@@ -105,6 +116,8 @@ def step(spec: DaemonSpec, state: State, event: DaemonEvent, now: Ns) -> Result:
             return _stopping(spec, state, event, now)
         case Backoff():
             return _backoff(spec, state, event, now)
+        case Over():
+            return _over(spec, state, event, now)
         case _:
             assert_never(state)
 
@@ -118,6 +131,13 @@ def _down(spec: DaemonSpec, state: Down, event: PlainEvent, now: Ns) -> Result:
             | Reload()
             | Kill()
             | Touched()
+            | Restart()
+            | Halt()
+            | Reset()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
             | Timer()
             | ExecOk()
             | SpawnFailed()
@@ -134,13 +154,14 @@ def _starting(spec: DaemonSpec, state: Starting, event: PlainEvent, now: Ns) -> 
         case ExecOk() if event.run == state.run:
             if is_smart(spec):
                 return smart.launched(spec, state, event.pid, now)
-            up = Up(state.run, state.since, state.spawns, event.pid)
+            up = Up(state.run, state.since, state.spawns, event.pid, recent=state.recent)
+            up, actions = come_up(spec, up, first=state.first, found=False, now=now)
             note = DaemonStarted(spec.name, event.pid, event.uid, event.gid, event.rung)
-            return up, (CancelTimer(), Say(note), Settled(True, state.first))
+            return up, (CancelTimer(), Say(note), *actions)
         case SpawnFailed() if event.run == state.run:
             settled = unsettle(state.first)
             if event.cloned:
-                broken = Broken(state.run, state.since, state.spawns, event)
+                broken = Broken(state.run, state.since, state.spawns, event, recent=state.recent)
                 return broken, (CancelTimer(), *settled)
             after, actions = _start_again(spec, state, event, now)
             return after, (*settled, *actions)
@@ -148,7 +169,7 @@ def _starting(spec: DaemonSpec, state: Starting, event: PlainEvent, now: Ns) -> 
             # Race: the exit can be seen before the helper's record. The record, which then comes
             # for a run that is over, has only its text left to give; the pause is the same.
             return _ended_early(spec, state, event, now)
-        case Stop() | Reload() | Kill() | Touched():
+        case Stop() | Halt() | Reload() | Kill() | Touched() | Restart():
             # Nothing runs yet that could end gracefully.
             stopping, actions = kill_now(state, state.spawns, 0, sequel(event), now)
             return stopping, (*actions, *unsettle(state.first))
@@ -157,7 +178,20 @@ def _starting(spec: DaemonSpec, state: Starting, event: PlainEvent, now: Ns) -> 
             settled = unsettle(state.first)
             slow = DaemonSlow(spec.name, now - state.since)
             return state.replace(first=False), (Say(slow), *settled)
-        case Start() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+        case Reset():
+            return state.replace(spawns=1, recent=()), ()
+        case (
+            Start()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+        ):
             return state, ()
         case _:
             assert_never(event)
@@ -167,21 +201,28 @@ def _ended_early(spec: DaemonSpec, state: Starting, event: Exited, now: Ns) -> R
     """Its program ended before it was known that it ran."""
     if is_smart(spec):
         return smart.launched_and_gone(spec, state, event, now)
-    up = Up(state.run, state.since, state.spawns, 0)
+    up = Up(state.run, state.since, state.spawns, 0, recent=state.recent)
+    up, settled = come_up(spec, up, first=state.first, found=False, now=now)
     after, actions = _ended(spec, up, event, now)
     if isinstance(after, Up):  # in the background
-        return after, (CancelTimer(), *actions, Settled(True, state.first))
-    return after, (*unsettle(state.first), *actions)
+        return after, (CancelTimer(), *actions, *settled)
+    # One that would have been ready at once has not told so yet; any other says it itself.
+    return after, (*(unsettle(state.first) if up.ready else ()), *actions)
 
 
 def _start_again(
     spec: DaemonSpec, state: Starting | Broken, failure: SpawnFailed, now: Ns
 ) -> Result:
     """After a start that failed: the throttle, and one line that says what failed."""
-    pause = pause_before_start(state.spawns, now - state.since, spec.max_throttle)
-    after, actions = retry(spec, state.run, state.spawns, pause, now)
-    note = DaemonNotStarted(spec.name, failure.step, failure.errno, failure.subject, pause)
-    return after, (Say(note), *actions)
+    verdict = judge_end(
+        spec, None, spawns=state.spawns, recent=state.recent, age=now - state.since, now=now
+    )
+    note = DaemonNotStarted(spec.name, failure.step, failure.errno, failure.subject, None)
+    if verdict.outcome != AGAIN:
+        over, actions = finish(spec, state.run, verdict, None, first=False)
+        return over, (Say(note), *actions)
+    after, actions = retry(spec, state.run, state.spawns, verdict.pause, now, recent=verdict.recent)
+    return after, (Say(note.replace(retry=verdict.pause)), *actions)
 
 
 def _broken(spec: DaemonSpec, state: Broken, event: PlainEvent, now: Ns) -> Result:
@@ -192,37 +233,69 @@ def _broken(spec: DaemonSpec, state: Broken, event: PlainEvent, now: Ns) -> Resu
             return _start_again(spec, state, state.failure, now)
         case Emptied() if event.run == state.run and state.main_gone:
             return _start_again(spec, state, state.failure, now)
-        case Stop() | Reload() | Kill():
+        case Stop() | Halt() | Reload() | Kill() | Restart():
             # It is about to end by itself, but a stop relies on nobody's good will.
             why = state.failure
             note = DaemonNotStarted(spec.name, why.step, why.errno, why.subject, None)
             stopping, actions = kill_now(state, state.spawns, 0, sequel(event), now)
             return stopping.replace(main_gone=state.main_gone), (*actions, Say(note))
-        case Start() | Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+        case Reset():
+            return state.replace(spawns=1, recent=()), ()
+        case (
+            Start()
+            | Touched()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+        ):
             return state, ()
         case _:
             assert_never(event)
 
 
 def _up(spec: DaemonSpec, state: Up, event: PlainEvent, now: Ns) -> Result:
+    common = running.step(spec, state, event, now)
+    if common is not None:
+        return common
     match event:
         case Exited() if event.run == state.run and not state.background:
             return _ended(spec, state, event, now)
         case Emptied() if event.run == state.run and state.background:
             return _died(spec, state, None, False, now)
         case Stop():
-            return end(spec, state, spec.stop_signal, why="stop", then=DOWN, now=now)
+            after, actions = end(spec, state, spec.stop_signal, why="stop", then=DOWN, now=now)
+            return after, (*actions, *unsettle(state.first))
         case Reload():
             signal = spec.stop_signal if spec.reload_signal is None else spec.reload_signal
-            return end(spec, state, signal, why="reload", then=RELOADED, now=now)
-        case Touched():
-            why = f"touch {event.path}"
-            return end(spec, state, spec.stop_signal, why=why, then=AGAIN, now=now)
+            after, actions = end(spec, state, signal, why="reload", then=RELOADED, now=now)
+            return after, (*actions, *unsettle(state.first))
         case Kill():
             stopping, actions = kill_now(state, state.spawns, state.pid, DOWN, now)
             stopping = stopping.replace(main_gone=state.background)
-            return stopping, (*actions, Say(DaemonKilled(spec.name, state.pid, 0)))
-        case Start() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+            killed = Say(DaemonKilled(spec.name, state.pid, 0))
+            return stopping, (*actions, killed, *unsettle(state.first))
+        case (
+            Start()
+            | Touched()
+            | Restart()
+            | Halt()
+            | Reset()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+        ):
             return state, ()
         case _:
             assert_never(event)
@@ -231,7 +304,8 @@ def _up(spec: DaemonSpec, state: Up, event: PlainEvent, now: Ns) -> Result:
 def _ended(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
     """The daemon's own process ended without being asked."""
     age = now - state.since
-    if event.left and event.status == 0 and age < TO_BACKGROUND and not spec.control:
+    has_left = event.left and event.status == 0 and age < TO_BACKGROUND
+    if has_left and not spec.control and spec.kind != ONESHOT:
         # To end what it left and start it again would go on so for ever.
         note = DaemonInBackground(spec.name, state.pid, age)
         return state.replace(background=True), (Say(note),)
@@ -248,6 +322,8 @@ def _died(spec: DaemonSpec, state: Up, status: int | None, left: bool, now: Ns) 
         status=status,
         left=left,
         now=now,
+        first=state.first,
+        recent=state.recent,
     )
 
 
@@ -266,7 +342,7 @@ def _stopping(  # noqa: C901, PLR0912
             return _gone(spec, state, now)
         case Timer() if event.run == state.run and now >= state.deadline:
             return _overdue(spec, state, now)
-        case Stop():
+        case Stop() | Halt():
             return _for_good(state, now)
         case Reload():
             return state.replace(then=RELOADED), ()
@@ -277,12 +353,27 @@ def _stopping(  # noqa: C901, PLR0912
         case Start():
             # A daemon that is on its way down comes back once the last of it is gone.
             return state.replace(then=AGAIN if state.then == DOWN else state.then), ()
+        case Restart():
+            return state.replace(then=RELOADED if state.then == RELOADED else AGAIN), ()
+        case Reset():
+            return state.replace(spawns=0, recent=()), ()
         case ExecOk() if event.run == state.run:
             return state.replace(pid=event.pid), ()
         case SpawnFailed() if event.run == state.run and not event.cloned:
             # Race: it was told to end before it was known that there is nothing to end.
             return _gone(spec, state, now)
-        case Touched() | Timer() | ExecOk() | SpawnFailed() | Exited() | Emptied():
+        case (
+            Touched()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+        ):
             return state, ()
         case _:
             assert_never(event)
@@ -338,9 +429,19 @@ def _gone(spec: DaemonSpec, state: Stopping, now: Ns) -> Result:
             ended = ControlEnded(known(state.status))
             return down, (Say(gone), *unname, ended, *actions)
         case "crashed" | "unready":
-            age = state.since - state.born
-            pause = pause_before_start(max(state.spawns, 1), age, spec.max_throttle)
-            after, actions = retry(spec, state.run, state.spawns, pause, now)
+            verdict = judge_end(
+                spec,
+                None if state.then == UNREADY else state.status,
+                spawns=state.spawns,
+                recent=state.recent,
+                age=state.since - state.born,
+                now=now,
+            )
+            if verdict.outcome != AGAIN:
+                over, actions = finish(spec, state.run, verdict, state.status, first=False)
+                return over, (Say(gone), *unname, *actions)
+            pause, recent = verdict.pause, verdict.recent
+            after, actions = retry(spec, state.run, state.spawns, pause, now, recent=recent)
             return after, (Say(gone.replace(retry=pause)), *unname, *actions)
         case _:
             down, actions = go_down(spec, state.run)
@@ -355,12 +456,48 @@ def _backoff(spec: DaemonSpec, state: Backoff, event: PlainEvent, now: Ns) -> Re
             )
             return state, (Say(note),)
         case Timer() if event.run == state.run and now >= state.until:
-            return begin(spec, state.run, state.spawns, now)
-        case Start() | Touched():
+            return begin(spec, state.run, state.spawns, now, recent=state.recent)
+        case Start() | Touched() | Restart():
             return begin(spec, state.run, 0, now)
-        case Stop() | Reload() | Kill():
+        case Stop() | Halt() | Reload() | Kill():
             return go_down(spec, state.run)
-        case SpawnFailed() | Timer() | ExecOk() | Exited() | Emptied():
+        case Reset():
+            return state.replace(spawns=0, recent=()), ()
+        case (
+            Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
+            | SpawnFailed()
+            | Timer()
+            | ExecOk()
+            | Exited()
+            | Emptied()
+        ):
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _over(spec: DaemonSpec, state: Over, event: PlainEvent, now: Ns) -> Result:
+    match event:
+        case Start():
+            return begin(spec, state.run, 0, now, first=True)
+        case Stop() | Halt() | Reload() | Kill() | Reset():
+            return Down(state.run), ()  # the master machine does not count it any more
+        case (
+            Touched()
+            | Restart()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
+            | Timer()
+            | ExecOk()
+            | SpawnFailed()
+            | Exited()
+            | Emptied()
+        ):
             return state, ()
         case _:
             assert_never(event)

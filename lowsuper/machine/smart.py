@@ -8,7 +8,7 @@ names may change (an upgrade in place), and is gone for good only when the pidfi
 
 from __future__ import annotations
 
-from lowsuper.backoff import count_spawns, pause_before_start
+from lowsuper.backoff import choose_pause, count_spawns
 from lowsuper.errors import assert_never
 from lowsuper.events import (
     Absent,
@@ -23,35 +23,45 @@ from lowsuper.events import (
     DaemonMoved,
     DaemonNotReady,
     DaemonStarted,
+    Deliver,
     Emptied,
     ExecOk,
     Exited,
     Found,
     Freed,
+    Halt,
     HeldBy,
     Kill,
     Look,
     Name,
     NotNamed,
     PidfileTouched,
+    Ready,
     Reaped,
     Reload,
+    Reset,
+    Restart,
     Say,
     SetTimer,
-    Settled,
     Signal,
     SpawnFailed,
     Start,
     Stop,
     Timer,
     Touched,
+    Unready,
     Unseen,
+    WatchdogMissed,
 )
+from lowsuper.machine import running
 from lowsuper.machine.moves import (
+    come_up,
     die,
     end,
     end_rest,
+    finish,
     go_down,
+    judge_end,
     retry,
     spawn,
     unname_after,
@@ -73,14 +83,13 @@ from lowsuper.machine.states import (
     Starting,
     Up,
 )
-from lowsuper.units import SECOND
+from lowsuper.units import SECOND, Ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lowsuper.events import DaemonAction, DaemonEvent
     from lowsuper.machine.moves import Result
     from lowsuper.model import DaemonSpec
-    from lowsuper.units import Ns
 
 SIGHUP = 1
 
@@ -116,8 +125,8 @@ def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> R
         case Unseen() if event.run == state.run:
             # To start it now could be to start a second one.
             spawns = state.spawns + 1
-            pause = pause_before_start(spawns, 0, spec.max_throttle)
-            wait = Backoff(state.run, spawns, now + pause)
+            pause = choose_pause(spec, spawns, 0)
+            wait = Backoff(state.run, spawns, now + pause, state.recent)
             unseen = DaemonFinding(spec.name, event.finding, pause)
             return wait, (SetTimer(state.run, wait.until), Say(unseen), *unsettle(state.first))
         case HeldBy() if event.run == state.run:
@@ -127,13 +136,19 @@ def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> R
             return held, (Say(note), *unsettle(state.first))
         case Freed() if event.run == state.run and state.held:
             return state, (Look(state.run),)
-        case Stop() | Reload():
+        case Stop() | Halt() | Reload():
             down, actions = go_down(spec, state.run)
             return down, (*unsettle(state.first), *actions)
         case (
             Start()
             | Kill()
             | Touched()
+            | Restart()
+            | Reset()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
             | Timer()
             | ExecOk()
             | SpawnFailed()
@@ -159,8 +174,9 @@ def _found(spec: DaemonSpec, state: Looking | Awaiting, event: Found, now: Ns) -
     note = DaemonFound(
         spec.name, event.pid, event.uid, event.gid, event.rung, now - born, event.why
     )
-    up = Up(state.run, born, state.spawns, event.pid)
-    return up, (Say(note), Settled(True, state.first))
+    up = Up(state.run, born, state.spawns, event.pid, recent=state.recent)
+    up, actions = come_up(spec, up, first=state.first, found=True, now=now)
+    return up, (Say(note), *actions)
 
 
 def _absent(spec: DaemonSpec, state: Looking, event: Absent, now: Ns) -> Result:
@@ -178,11 +194,12 @@ def _absent(spec: DaemonSpec, state: Looking, event: Absent, now: Ns) -> Result:
             gone=True,
             told=True,
             finding=event.finding,
+            recent=state.recent,
         )
         note = DaemonAwaited(spec.name, 0, None, event.finding, spec.freq)
         return waiting, (SetTimer(state.run, deadline), Say(note))
     say = (Say(DaemonFinding(spec.name, event.finding)),) if event.telling else ()
-    starting, actions = spawn(state.run, state.spawns, now, first=state.first)
+    starting, actions = spawn(state.run, state.spawns, now, first=state.first, recent=state.recent)
     return starting, (*say, *actions)
 
 
@@ -203,13 +220,18 @@ def launched_and_gone(spec: DaemonSpec, state: Starting, event: Exited, now: Ns)
 def _await(spec: DaemonSpec, state: Starting, pid: int, now: Ns) -> Awaiting:
     deadline = now + spec.freq
     born = state.since
-    return Awaiting(state.run, born, deadline, born, state.spawns, pid, first=state.first)
+    return Awaiting(
+        state.run, born, deadline, born, state.spawns, pid, first=state.first, recent=state.recent
+    )
 
 
 def _awaiting(  # noqa: C901, PLR0912
     spec: DaemonSpec, state: Awaiting, event: DaemonEvent, now: Ns
 ) -> Result:
     """Its pidfile has to name it."""
+    asked = running.ask(spec, state, event, now)
+    if asked is not None:
+        return asked
     match event:
         case Found() if event.run == state.run:
             return _named(spec, state, event, now)
@@ -230,20 +252,23 @@ def _awaiting(  # noqa: C901, PLR0912
         case Timer() if event.run == state.run and now >= state.deadline:
             # The file may lie where changes are not told, as on a network file system.
             return state.replace(last=True), (Look(state.run),)
-        case Touched():
-            why = f"touch {event.path}"
-            after, actions = end(spec, state, spec.stop_signal, why=why, then=AGAIN, now=now)
-            return after, (*unsettle(state.first), *actions)
         case Stop():
             return _leave(spec, state, "stop", None)
         case Reload(changes=True):
-            after, actions = _end_for_next(spec, state, now)
-            return after, (*unsettle(state.first), *actions)
+            return _end_for_next(spec, state, now)
         case Reload():
             return _leave(spec, state, "reload", None)
         case (
             Start()
             | Kill()
+            | Touched()
+            | Restart()
+            | Halt()
+            | Reset()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
             | Timer()
             | ExecOk()
             | SpawnFailed()
@@ -264,23 +289,26 @@ def _awaiting(  # noqa: C901, PLR0912
 
 def _named(spec: DaemonSpec, state: Awaiting, event: Found, now: Ns) -> Result:
     """The pidfile names a process that is believed."""
-    settled = Settled(True, state.first)
+    first, recent = state.first, state.recent
     if state.lost and event.pid == state.pid:
         # Race: it was named while the end of what had launched it was on its way here.
-        up = Up(state.run, state.born, state.spawns, event.pid)
-        return up, (CancelTimer(), settled)
+        up = Up(state.run, state.born, state.spawns, event.pid, recent=recent)
+        up, actions = come_up(spec, up, first=first, found=False, now=now)
+        return up, (CancelTimer(), *actions)
     if state.lost:
-        up = Up(state.run, min(event.born, now), state.spawns, event.pid)
+        up = Up(state.run, min(event.born, now), state.spawns, event.pid, recent=recent)
+        up, actions = come_up(spec, up, first=first, found=False, now=now)
         moved = DaemonMoved(spec.name, state.pid, event.pid, event.why)
-        return up, (CancelTimer(), Say(moved), settled)
+        return up, (CancelTimer(), Say(moved), *actions)
     if state.told:  # an earlier master launched it
         after, actions = _found(spec, state, event, now)
         return after, (CancelTimer(), *actions)
-    up = Up(state.run, state.born, state.spawns, event.pid)
+    up = Up(state.run, state.born, state.spawns, event.pid, recent=recent)
+    up, actions = come_up(spec, up, first=first, found=False, now=now)
     started = DaemonStarted(
         spec.name, event.pid, event.uid, event.gid, event.rung, max(0, now - state.since)
     )
-    return up, (CancelTimer(), Say(started), settled)
+    return up, (CancelTimer(), Say(started), *actions)
 
 
 def _unnamed(spec: DaemonSpec, state: Awaiting, now: Ns, *, seen: bool) -> Result:
@@ -313,6 +341,8 @@ def _lost_for_good(spec: DaemonSpec, state: Awaiting, now: Ns, *, seen: bool) ->
         left=not state.empty,
         now=now,
         seen=seen,
+        first=state.first,
+        recent=state.recent,
     )
     # Every state but Up and Down that may follow sets a timer of its own.
     return after, actions
@@ -339,6 +369,7 @@ def _give_up(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
             gone=state.gone,
             then=CRASHED if state.lost else UNREADY,
             now=now,
+            recent=state.recent,
         )
         return after, (Say(note), *actions, *unsettle(state.first))
     if spec.control and launcher is not None:
@@ -347,9 +378,14 @@ def _give_up(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
         down, actions = go_down(spec, state.run)
         rest = (*unname_after(spec, state.run), *unsettle(state.first), ControlEnded(launcher))
         return down, (Say(note), *rest, *actions)
-    pause = pause_before_start(spawns, 0, spec.max_throttle)
-    note = DaemonNotReady(spec.name, state.finding, launcher, waited, False, pause)
-    after, actions = retry(spec, state.run, spawns, pause, now)
+    verdict = judge_end(spec, None, spawns=spawns, recent=state.recent, age=Ns(0), now=now)
+    note = DaemonNotReady(spec.name, state.finding, launcher, waited, False, None)
+    if verdict.outcome != AGAIN:
+        over, actions = finish(spec, state.run, verdict, launcher, first=state.first)
+        return over, (Say(note), *unname_after(spec, state.run), *actions)
+    pause, recent = verdict.pause, verdict.recent
+    note = note.replace(retry=pause)
+    after, actions = retry(spec, state.run, spawns, pause, now, recent=recent)
     rest = (*unname_after(spec, state.run), *unsettle(state.first))
     return after, (Say(note), *actions, *rest)
 
@@ -358,6 +394,9 @@ def _up(  # noqa: C901, PLR0912
     spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns
 ) -> Result:
     """It runs."""
+    common = running.step(spec, state, event, now)
+    if common is not None:
+        return common
     match event:
         case Exited() if event.run == state.run:
             return _lost(spec, state, event, now)
@@ -386,12 +425,17 @@ def _up(  # noqa: C901, PLR0912
         case Reload():
             told = SIGHUP if spec.reload_signal is None else spec.reload_signal
             return _leave(spec, state, "reload", told if spec.notify_pid else None)
-        case Touched():
-            why = f"touch {event.path}"
-            return end(spec, state, spec.stop_signal, why=why, then=AGAIN, now=now)
         case (
             Start()
             | Kill()
+            | Touched()
+            | Restart()
+            | Halt()
+            | Reset()
+            | Deliver()
+            | Ready()
+            | Unready()
+            | WatchdogMissed()
             | Timer()
             | ExecOk()
             | SpawnFailed()
@@ -423,6 +467,8 @@ def _lost(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
         gone=True,
         status=event.status,
         empty=not event.left,
+        first=state.first,
+        recent=state.recent,
     )
     _, actions = _trust(state)
     return waiting, (*actions, Look(state.run))
@@ -431,6 +477,8 @@ def _lost(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
 def _doubt(spec: DaemonSpec, state: Up, finding: str, now: Ns) -> Result:
     """The pidfile does not name the daemon any more: it runs all the same. Said once a run."""
     note = DaemonDoubted(spec.name, state.pid, finding, renamed=spec.daemonize)
+    if not state.ready:
+        return state, ()  # its only timer is another
     if spec.daemonize:
         # Nobody but lowsuper is to touch it.
         say = (Say(note),) if state.doubted == SURE else ()
@@ -453,15 +501,14 @@ def _trust(state: Up) -> tuple[Up, tuple[DaemonAction, ...]]:
 def _end_for_next(spec: DaemonSpec, state: Up | Awaiting, now: Ns) -> Result:
     """End it: its next instance does not look for it where it is."""
     signal = spec.stop_signal if spec.reload_signal is None else spec.reload_signal
-    return end(spec, state, signal, why="reload", then=RELOADED, now=now)
+    after, actions = end(spec, state, signal, why="reload", then=RELOADED, now=now)
+    return after, (*unsettle(state.first), *actions)
 
 
 def _leave(spec: DaemonSpec, state: Up | Awaiting, why: str, signal: int | None) -> Result:
     """Let go of it; with `signal` it is told, and nobody waits for what it makes of that."""
     tell = () if signal is None else (Signal(state.run, signal),)
-    pid, first = state.pid, False
-    if isinstance(state, Awaiting):
-        pid, first = 0 if state.gone else pid, state.first
+    pid = 0 if isinstance(state, Awaiting) and state.gone else state.pid
     note = DaemonLeft(spec.name, pid, why, signal)
     down, actions = go_down(spec, state.run)
-    return down, (*tell, Say(note), *unsettle(first), *actions)
+    return down, (*tell, Say(note), *unsettle(state.first), *actions)

@@ -11,6 +11,8 @@ A plain daemon:
    |  Exited       |                 | Exited and Emptied
    +---------------+-----------------+--- then: down, or restart as after a crash
 
+  A restart policy may make an end of it instead: Over, until somebody starts it.
+
 A smart one looks before each start, and waits for its pidfile after it; a Stop or Reload leaves
 it running:
 
@@ -27,7 +29,7 @@ from lowsuper.events import SpawnFailed
 from lowsuper.record import Record
 from lowsuper.units import SECOND, Ns, RunId
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 """Raised whenever a state class changes, for a master that takes over a stored state."""
 
 SLOW_START = 10 * SECOND  # a helper that has not reached execve by then is mentioned
@@ -37,6 +39,10 @@ DOWN, RELOADED, AGAIN, CRASHED, UNREADY = "down", "reloaded", "again", "crashed"
 """What follows a Stopping: nothing; here nothing, but the master starts the next instance; a
 start at once; a start under the throttle, or the master's end if it is a control daemon; a start
 under the throttle. Only what nothing follows is ever abandoned."""
+
+DONE, EXITED, FAILED = "done", "exited", "failed"
+"""How a daemon is at its end: a one-shot has done what it had to do; it ended well, and its policy
+wants no more; it was given up."""
 
 SURE, DOUBTING, ASKING, DOUBTED, UNNAMED = range(5)
 """Whether the pidfile of a smart daemon that runs still names it: yes; no, but it may be about to
@@ -56,6 +62,7 @@ class Looking(Record):
     spawns: int  # starts since it last ran stably
     first: bool = False  # as in Starting
     held: bool = False
+    recent: tuple[Ns, ...] = ()  # when it was restarted, as far as `max_restarts` looks back
 
 
 class Starting(Record):
@@ -65,6 +72,7 @@ class Starting(Record):
     since: Ns
     spawns: int  # starts since it last ran stably, this one included
     first: bool = False  # the first after a Start: its outcome is told to the master machine
+    recent: tuple[Ns, ...] = ()
 
 
 class Broken(Record):
@@ -75,6 +83,7 @@ class Broken(Record):
     spawns: int
     failure: SpawnFailed
     main_gone: bool = False  # the helper is gone, something else of it is not
+    recent: tuple[Ns, ...] = ()
 
 
 class Awaiting(Record):
@@ -97,6 +106,7 @@ class Awaiting(Record):
     told: bool = False  # the operator knows that it is being waited for
     last: bool = False  # the deadline has passed: the next answer decides
     finding: str = ""  # the last one
+    recent: tuple[Ns, ...] = ()
 
 
 class Up(Record):
@@ -109,6 +119,9 @@ class Up(Record):
     ready: bool = True
     background: bool = False  # its own process has ended, what it left behind is watched for it
     doubted: int = 0  # see DOUBTED
+    first: bool = False  # as in Starting, until it is ready
+    finding: str = ""  # why it is not ready yet
+    recent: tuple[Ns, ...] = ()
 
 
 class Stopping(Record):
@@ -125,6 +138,7 @@ class Stopping(Record):
     status: int | None = None  # of the daemon's own process, once it is gone
     killed: bool = False
     said_stuck: bool = False
+    recent: tuple[Ns, ...] = ()
 
 
 class Backoff(Record):
@@ -133,9 +147,18 @@ class Backoff(Record):
     run: RunId
     spawns: int
     until: Ns
+    recent: tuple[Ns, ...] = ()
 
 
-State = Down | Looking | Starting | Broken | Awaiting | Up | Stopping | Backoff
+class Over(Record):
+    """Nothing of it is left, and it does not start again by itself."""
+
+    run: RunId
+    outcome: str  # DONE, EXITED or FAILED
+    status: int | None  # of its last process; None: it never ran, or it is unknown
+
+
+State = Down | Looking | Starting | Broken | Awaiting | Up | Stopping | Backoff | Over
 STATES: tuple[type[Record], ...] = (
-    Down, Looking, Starting, Broken, Awaiting, Up, Stopping, Backoff, SpawnFailed,
+    Down, Looking, Starting, Broken, Awaiting, Up, Stopping, Backoff, Over, SpawnFailed,
 )  # fmt: skip
