@@ -7,6 +7,8 @@ import sys
 
 from lowsuper.kernel import enter
 from lowsuper.kernel.foreground import Job
+from lowsuper.kernel.pidfile import read_pidfile
+from lowsuper.kernel.source import load_config
 from lowsuper.kernel.spawn import wait_readable
 
 TYPE_CHECKING = False
@@ -17,10 +19,11 @@ if TYPE_CHECKING:
     from lowsuper.kernel.enter import Inside, Order
 
 USAGE = """\
-Usage: lowsuper enter [--user NAME] PID [--] [COMMAND [ARGUMENT]...]
+Usage: lowsuper enter [--user NAME] FILE|PID [--] [COMMAND [ARGUMENT]...]
 
 Runs COMMAND, or a shell, in a jail: in the namespaces, the root and with the users of the process
-PID, which may be the lowsuper that made the jail, or any process in it. Needs root.
+PID, which may be the lowsuper that made the jail, or any process in it; or in that which the
+lowsuper that runs FILE has made. Needs root.
 
   --user NAME  be this user of the jail; else root
 
@@ -55,7 +58,7 @@ def main(words: Sequence[str]) -> int:
     target, *command = rest
     if command[:1] == ["--"]:
         del command[0]
-    return _enter(_find_pid(target), command, user)
+    return _enter(target, command, user)
 
 
 def _refuse(text: str) -> int:
@@ -63,14 +66,36 @@ def _refuse(text: str) -> int:
     return EXIT_USAGE
 
 
-def _find_pid(target: str) -> int:
+def _find_jail(target: str) -> Inside:
+    """Return what to join for a pid, or for the file that a master runs."""
     if target.isascii() and target.isdigit():
-        return int(target)
-    raise enter.NoJailError(f"{target} is not a pid")
+        return enter.find_jail(int(target))
+    return enter.find_jail(_find_master(target), is_master=True)
 
 
-def _enter(pid: int, command: Sequence[str], user: str) -> int:
-    inside = enter.find_jail(pid)
+def _find_master(file: str) -> int:
+    """Return the pid that the pidfiles of a configuration name; whose that is is to be looked at.
+
+    Raises:
+        NoJailError: they name none, or there are none.
+        ConfigError: the file is wrong.
+    """
+    spec = load_config([file], os.environ, runs_commands=False)
+    paths = [path for path in (spec.safe_pidfile, spec.pidfile, spec.pidfile2) if path]
+    reasons = []
+    for path in paths:
+        path = os.path.join(spec.chdir or "", path)  # noqa: PLW2901  # as the master sees it
+        reading = read_pidfile(path)
+        if reading.pid:
+            return reading.pid
+        reasons.append(f"its pidfile {path} {reading.reason}")
+    if not paths:
+        reasons.append("it has no pidfile to find it by; name its pid")
+    raise enter.NoJailError(f"no master of {file} is known to run: {', '.join(reasons)}")
+
+
+def _enter(target: str, command: Sequence[str], user: str) -> int:
+    inside = _find_jail(target)
     try:
         order = enter.prepare(inside, command, user, os.environ.get("TERM", ""))
         return _run(inside, order)

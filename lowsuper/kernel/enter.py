@@ -95,6 +95,7 @@ class _Look(Record):
 
     inside: Inside
     is_elsewhere: bool  # in other namespaces, or with another root, than ours
+    is_like_us: bool  # runs the program that we do, as our user
     exe: tuple[int, int]  # device and inode
     start_stack: int  # where exec(2) has put its stack: the same in a fork, random in others
     name: str
@@ -103,11 +104,12 @@ class _Look(Record):
 # Finding.
 
 
-def find_jail(pid: int) -> Inside:
+def find_jail(pid: int, *, is_master: bool = False) -> Inside:
     """Return the process to join for a pid; the caller closes it.
 
     Args:
         pid: of the process outside, which made the jail, or of any process in it.
+        is_master: it was found in a file, which may be a lie: it must be a lowsuper of ours.
 
     Raises:
         NoJailError: there is no such process, or no jail.
@@ -116,6 +118,9 @@ def find_jail(pid: int) -> Inside:
     look = _look(pid)
     if look is None:
         raise NoJailError(f"there is no process {pid}")
+    if is_master and not look.is_like_us:
+        look.inside.close()
+        raise NoJailError(f"process {pid} ({look.name}) is not a lowsuper of ours")
     if look.is_elsewhere:
         return look.inside
     found: list[_Look] = []
@@ -213,7 +218,11 @@ def _read_look(pid: int, pidfd: int) -> _Look | None:
     inside = Inside(pid, pidfd, root_fd, kinds, _find_lost(status), no_new_privs)
     is_elsewhere = bool(kinds) or not os.path.samestat(os.fstat(root_fd), os.stat("/"))
     name = head.partition(b"(")[2].decode("utf-8", "backslashreplace")
-    return _Look(inside, is_elsewhere, (exe.st_dev, exe.st_ino), int(stat.split()[25]), name)
+    is_like_us = os.path.samestat(exe, os.stat("/proc/self/exe")) and (
+        _field(status, b"Uid").split()[0] == b"%d" % os.getuid()
+    )
+    exe_id = exe.st_dev, exe.st_ino
+    return _Look(inside, is_elsewhere, is_like_us, exe_id, int(stat.split()[25]), name)
 
 
 def _find_lost(status: bytes) -> int:
