@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "events": "record units",
     "identity": "record script",
     "script": "record",
+    "wire": "",
     # Decisions.
     "backoff": "units",
     "machine": "backoff errors events record units machine",
@@ -83,6 +84,7 @@ PURE = {
         "events",
         "identity",
         "script",
+        "wire",
         "backoff",
         "jail",
         "machine",
@@ -92,7 +94,7 @@ PURE = {
     *("report", "plan", "command", "config", "supervisor"),
 }
 STDLIB_OF_PURE = {"_collections", "_signal", "collections"}
-STDLIB_OF_PURE_BY_MODULE = {"config.logic": {"re"}}
+STDLIB_OF_PURE_BY_MODULE = {"config.logic": {"re"}, "wire": {"_json"}}
 STDLIB_OF_PURE_WHEN_CALLED = {"difflib", "json", "os.strerror"}  # where something is wrong already
 
 
