@@ -62,6 +62,13 @@ class ResourceLimit(Record):
     hard: int
 
 
+class CgroupSetting(Record):
+    """What is written to a file of a cgroup: see cgroups(7)."""
+
+    file: str  # its name in the cgroup's directory: "memory.max"
+    value: str  # in the kernel's own form
+
+
 class Keep(Record):
     """A directory or file of the host that is seen in another place: in a jail, or by a daemon."""
 
@@ -147,6 +154,7 @@ class DaemonSpec(Record):
     umask: int | None = None  # None: the master's
     no_new_privs: bool = False  # nothing that it executes gains privileges
     caps: tuple[int, ...] | None = None  # that it keeps; None: those of its user
+    cgroup: tuple[CgroupSetting, ...] = ()  # of its leaf; a later one of the same file counts
 
 
 NAMESPACE, CHROOT, PIVOT, UNSHARE = "namespace", "chroot", "pivot-root", "unshare"
@@ -332,6 +340,9 @@ class MasterSpec(Record):
     master_fifo: tuple[str, ...] = ()  # slot 0, 1, ...
     state_dir: str | None = None  # of the records of smart daemons; None: below /run/lowsuper
     kill_domain: str = "auto"  # auto, cgroup or shim: the rung for daemons without ns_pid
+    cgroup: str | None = None  # directory of the cgroup that the master enters; made if missing
+    cgroup_settings: tuple[CgroupSetting, ...] = ()  # of that cgroup, in this order
+    cgroup_mode: int | None = None  # of that directory; None: 0755, or as it is
     jail: Jail | None = None  # None: the master lives where it was started
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
     origins: tuple[Origin, ...] = ()  # of the master's own options, in file order

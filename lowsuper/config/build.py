@@ -52,6 +52,7 @@ class Builder:
         self._origins: list[Origin] = []
         self._noticed: set[str] = set()
         self._jail: dict[str, list[Option]] = {}
+        self._cgroup: dict[str, list[Option]] = {}
         self._daemons = DaemonBuilder(self._problems)
         self._kinds: dict[str, Callable[[OptionRow, Option], None]] = {
             options.FLAG: self._take_flag,
@@ -74,6 +75,7 @@ class Builder:
             options.NAMESPACE: self._take_jail,
             options.KEEP: self._take_jail,
             options.JAIL_FLAG: self._take_jail,
+            options.CGROUP: self._take_cgroup,
             options.ACCEPTED: self._take_accepted,
         }
 
@@ -101,7 +103,10 @@ class Builder:
         ).replace(**self._fields, **lists)
         if self._jail:
             spec = self._add_jail(spec)
+        if self._cgroup:
+            spec = self._add_cgroup(spec)
         self._require_root(spec)
+        self._require_cgroups(spec)
         self._refuse_clashes(spec)
         self._notice_hooks_of_no_jail(spec)
         problems = tuple(dict.fromkeys(self._problems))
@@ -261,6 +266,29 @@ class Builder:
             reason = "there are no cgroups in a jail"
             self._problems.append(Problem(origin, reason, advice="leave it out"))
         return spec.replace(jail=jail)
+
+    def _take_cgroup(self, row: OptionRow, option: Option) -> None:
+        self._cgroup.setdefault(row.field, []).append(option)
+
+    def _add_cgroup(self, spec: MasterSpec) -> MasterSpec:
+        from lowsuper.config.cgroups import read_cgroup  # few files have one
+
+        fields, problems = read_cgroup(self._cgroup)
+        self._problems += problems
+        return spec.replace(**fields)
+
+    def _require_cgroups(self, spec: MasterSpec) -> None:
+        """Refuse limits of a cgroup where daemons get none."""
+        if spec.jail is not None:
+            reason, advice = "there are no cgroups in a jail", "use cgroup and cgroup-opt"
+        elif spec.kill_domain == "shim":
+            reason, advice = "needs a cgroup, and kill-domain = shim makes none", "use auto"
+        else:
+            return
+        for daemon in spec.daemons:
+            if daemon.cgroup:
+                origin = self._daemons.find_origin(daemon.name, "cgroup_memory_max")
+                self._problems.append(Problem(origin, reason, daemon.name, advice))
 
     def _take_accepted(self, _row: OptionRow, option: Option) -> None:
         parse_bool(option.value)

@@ -208,6 +208,18 @@ def _limit(resource: str, help_text: str) -> Key:
     return Key((f"rlimit_{resource}",), parse_limit, "limits", f"limit: {help_text}", adds=True)
 
 
+def _cgroup(file: str, help_text: str) -> Key:
+    """Return the row of a file of the daemon's cgroup."""
+
+    def parse_setting(text: str) -> object:
+        from lowsuper.config import cgroups
+
+        return cgroups.parse_setting(file, text)
+
+    name = f"cgroup_{file.replace('.', '_')}"
+    return Key((name,), parse_setting, "cgroup", help_text, adds=True)
+
+
 KEYS = (
     Key(("command", "cmd", "exec"), parse_command, "command", "what to run"),
     Key(("name",), parse_name, "name", "name of the daemon; else its program's"),
@@ -291,6 +303,20 @@ KEYS = (
     _limit("rttime", "processor time without a pause, when realtime"),
     _limit("sigpending", "pending signals"),
     _limit("stack", "stack"),
+    _cgroup("memory.max", "memory of all its processes; who needs more is killed"),
+    _cgroup("memory.high", "memory above which it is slowed down"),
+    _cgroup("memory.low", "memory that is left to it if possible"),
+    _cgroup("memory.min", "memory that is never taken from it"),
+    _cgroup("memory.swap.max", "swap space of all its processes"),
+    _cgroup("memory.oom.group", "out of memory, all of it is killed, not a part"),
+    _cgroup("pids.max", "number of its processes and threads"),
+    _cgroup("cpu.max", "processor time: 50%, 250% or QUOTA PERIOD in microseconds"),
+    _cgroup("cpu.weight", "share of processor time, from 1 to 10000 (100)"),
+    _cgroup("cpu.idle", "processor time only when nobody else wants any"),
+    _cgroup("io.weight", "share of disk time, from 1 to 10000 (100)"),
+    _cgroup("io.max", "limits of a disk: MAJOR:MINOR rbps=N wbps=N riops=N wiops=N"),
+    _cgroup("cpuset.cpus", "processors that it may use: 0-3,6"),
+    _cgroup("cpuset.mems", "memory nodes that it may use"),
 )
 """Every daemon key."""
 
@@ -302,7 +328,6 @@ _LATER_NAMES = (
     " max_restarts listen watchdog"
 )
 _LATER = frozenset(_LATER_NAMES.split())
-_LATER_PREFIXES = ("cgroup_",)
 LATER_FLAGS = frozenset(("clean_env",))
 """Keys of later versions that may stand without "="."""
 

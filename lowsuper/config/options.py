@@ -35,6 +35,7 @@ RUNG = "rung"
 NAMESPACE = "namespace"  # `field` is of `Jail`, of this kind and the next two
 KEEP = "keep"
 JAIL_FLAG = "jail-flag"
+CGROUP = "cgroup"  # `field` is of what `config.cgroups` reads
 ACCEPTED = "accepted"  # what it asks for is always so
 
 
@@ -115,6 +116,9 @@ OPTIONS = (
     _row("namespace-keep-mount", KEEP, "keeps", "show this of the host in the jail"),
     _row("namespace-net ns-net", JAIL_FLAG, "net", "the jail has a network of its own"),
     _row("namespace-overlay", JAIL_FLAG, "overlay", "what is written in the jail stays in memory"),
+    _row("cgroup", CGROUP, "cgroup", "live in this cgroup (version 2), which is made if missing"),
+    _row("cgroup-opt", CGROUP, "cgroup_settings", "write to a file of that cgroup: FILE=VALUE"),
+    _row("cgroup-dir-mode", CGROUP, "cgroup_mode", "mode of that cgroup's directory"),
     _row("kill-domain", RUNG, "kill_domain", "auto, cgroup or shim"),
 )
 """Every option that is applied."""

@@ -198,7 +198,8 @@ def test_every_key_means_the_same_in_a_line_and_in_a_section(key):
         "root": "/srv",
         "mounts": "/a:/b",
         "rlimit_rttime": "1s",
-    }.get(key.names[0] if key.names[0].startswith("rlimit_") else key.field, "1")
+        "cgroup_cpu_max": "5000 20000",
+    }.get(key.names[0] if key.names[0].startswith(("rlimit_", "cgroup_")) else key.field, "1")
     for name in key.names:
         line = read_all(f"[uwsgi]\nattach-daemon2 = cmd=x,name=x,pidfile=/p,{name}={value}\n")
         section = read_all(f"[daemon:x]\ncommand = x\npidfile = /p\n{name} = {value}\n")

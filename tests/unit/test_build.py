@@ -153,14 +153,12 @@ def test_bad_value_is_refused(line, reason):
         "pivot-root = /x /y",
         "pivot_root = /x /y",
         "setns = /x",
-        "cgroup = /x",
         "cap = net_admin",
         "hook-as-root = wait_for_file:/x",
         "hook-master-start = exec:x",
         "immediate-uid = 33",
         "attach-daemon2 = cmd=x,legion=l",
         "attach-daemon2 = cmd=x,clean_env",
-        "attach-daemon2 = cmd=x,cgroup_memory=3",
     ],
 )
 def test_option_of_a_later_version_is_refused(line):
