@@ -65,6 +65,7 @@ REPEATABLE = {
 PARSER_VALUES = {
     "parse_command": "command",
     "parse_name": "name",
+    "parse_names": "names",
     "parse_bool": "boolean",
     "parse_touch": "files",
     "parse_signal": "signal",
@@ -77,6 +78,9 @@ PARSER_VALUES = {
     "parse_namespaces": "names",
     "parse_hostname": "name",
     "parse_root": "directory",
+    "parse_ready": "how",
+    "parse_type": "type",
+    "parse_access": "processes",
     "parse_mounts": "mounts",
     "parse_nice": "number",
     "parse_oom_score": "number",

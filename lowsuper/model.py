@@ -135,6 +135,7 @@ class DaemonSpec(Record):
     ready: Readiness | None = None  # how it is known that it is ready; None: when it runs
     start_timeout: Ns | None = None  # how long that may take; None: for ever
     watchdog: Ns | None = None  # the longest silence before it is taken for dead
+    notify_access: str = ""  # "main" or "all" of its processes may notify; "": main, where needed
     requires: tuple[str, ...] = ()  # daemons that must be ready first, and without which this stops
     wants: tuple[str, ...] = ()  # daemons that must be ready first, if they can be had
     after: tuple[str, ...] = ()  # daemons whose start must have an outcome first

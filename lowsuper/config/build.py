@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lowsuper.config.dialect import Option, Reading
     from lowsuper.config.options import OptionRow
-    from lowsuper.model import Hook, Origin
+    from lowsuper.model import DaemonSpec, Hook, Origin
 
 DEFAULT_LOG_DATE = "%a %b %e %H:%M:%S %Y"
 """What `log-date` without a format means: ctime(3)'s."""
@@ -108,6 +108,7 @@ class Builder:
         self._require_root(spec)
         self._require_cgroups(spec)
         self._refuse_clashes(spec)
+        self._judge_order(spec)
         self._notice_hooks_of_no_jail(spec)
         problems = tuple(dict.fromkeys(self._problems))
         if any(problem.is_error for problem in problems):
@@ -321,6 +322,28 @@ class Builder:
             origin = self._daemons.find_origin(name, "pidfile")
             advice = "give each a pidfile of its own"
             self._problems.append(Problem(origin, reason, name, advice))
+
+
+    def _judge_order(self, spec: MasterSpec) -> None:
+        """Refuse an order and a readiness that cannot come about."""
+        if not any(map(has_order, spec.daemons)):
+            return
+        from lowsuper.config.readiness import find_problems  # many files have neither
+
+        found = find_problems(spec.daemons, self._daemons.list_names())
+        for name, key, reason, advice, is_error in found:
+            origin = self._daemons.find_origin(name, key)
+            self._problems.append(Problem(origin, reason, name, advice, is_error=is_error))
+
+
+def has_order(daemon: DaemonSpec) -> bool:
+    """Tell whether a daemon has something that only fits together with other things."""
+    return (
+        daemon.ready is not None
+        or daemon.kind != "simple"
+        or daemon.start_timeout is not None
+        or bool(daemon.requires or daemon.wants or daemon.after)
+    )
 
 
 def _hook_rank(hook: tuple[str, Hook]) -> int:

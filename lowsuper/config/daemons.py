@@ -132,6 +132,10 @@ class DaemonBuilder:
         row = keys.find_key(key)
         return draft.origins.get(row.field if row else "", draft.origin)
 
+    def list_names(self) -> list[str]:
+        """Return the names of all daemons, also of those of which no more could be read."""
+        return [draft.name for draft in self._drafts if draft.name]
+
     def finish(self) -> tuple[DaemonSpec, ...]:
         """Return the daemons, each with its name.
 

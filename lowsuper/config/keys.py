@@ -190,6 +190,34 @@ def parse_mounts(text: str) -> object:
     return isolation.parse_mounts(parse_touch(text))
 
 
+def parse_ready(text: str) -> object:
+    """Return how a daemon shows that it is ready: see `config.readiness`."""
+    from lowsuper.config import readiness
+
+    return readiness.parse_ready(text)
+
+
+def parse_type(text: str) -> str:
+    """Return the type of a daemon: see `config.readiness`."""
+    from lowsuper.config import readiness
+
+    return readiness.parse_type(text)
+
+
+def parse_access(text: str) -> str:
+    """Return which processes may notify: see `config.readiness`."""
+    from lowsuper.config import readiness
+
+    return readiness.parse_access(text)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return the names of a list: see `config.readiness`."""
+    from lowsuper.config import readiness
+
+    return readiness.parse_names(text)
+
+
 def parse_output(text: str) -> object:
     """Return where output goes: see `config.logs`."""
     from lowsuper.config import logs
@@ -255,6 +283,38 @@ KEYS = (
         "notify_pid",
         "with a pidfile: signal it at stop and reload",
         True,
+    ),
+    Key(("type",), parse_type, "kind", "simple, or oneshot: does something once, and ends"),
+    Key(("groups",), parse_names, "groups", "names to address it by with others", adds=True),
+    Key(
+        ("ready",),
+        parse_ready,
+        "ready",
+        "exec:COMMAND, tcp:HOST:PORT, unix:PATH, file:PATH, pidfile, notify or fd:N",
+    ),
+    Key(("start_timeout",), parse_patience, "start_timeout", "time to be ready (any)"),
+    Key(("watchdog",), parse_patience, "watchdog", "longest silence between two notifications"),
+    Key(("notify_access",), parse_access, "notify_access", "main or all of it may notify"),
+    Key(
+        ("requires",),
+        parse_names,
+        "requires",
+        "daemons that must be ready first; it stops with them",
+        adds=True,
+    ),
+    Key(
+        ("wants",),
+        parse_names,
+        "wants",
+        "daemons that must be ready first, if they can be had",
+        adds=True,
+    ),
+    Key(
+        ("after",),
+        parse_names,
+        "after",
+        "daemons whose start must have succeeded or failed first",
+        adds=True,
     ),
     Key(
         ("namespaces",),
@@ -324,8 +384,7 @@ NAMES = {name: key for key in KEYS for name in key.names}
 """Every name of a daemon key."""
 
 _LATER_NAMES = (
-    "legion groups env envfile clean_env type requires after ready start_timeout restart"
-    " max_restarts listen watchdog"
+    "legion env envfile clean_env restart max_restarts listen"
 )
 _LATER = frozenset(_LATER_NAMES.split())
 LATER_FLAGS = frozenset(("clean_env",))

@@ -198,11 +198,24 @@ def test_every_key_means_the_same_in_a_line_and_in_a_section(key):
         "root": "/srv",
         "mounts": "/a:/b",
         "rlimit_rttime": "1s",
+        "kind": "simple",
+        "ready": "pidfile",
+        "notify_access": "all",
+        "groups": "a b",
+        "requires": "y",
+        "wants": "y",
+        "after": "y",
         "cgroup_cpu_max": "5000 20000",
     }.get(key.names[0] if key.names[0].startswith(("rlimit_", "cgroup_")) else key.field, "1")
     for name in key.names:
-        line = read_all(f"[uwsgi]\nattach-daemon2 = cmd=x,name=x,pidfile=/p,{name}={value}\n")
-        section = read_all(f"[daemon:x]\ncommand = x\npidfile = /p\n{name} = {value}\n")
+        more = ",ready=pidfile" if name == "start_timeout" else ""
+        first = f"attach-daemon2 = cmd=x,name=x,pidfile=/p{more},{name}={value}\n"
+        line = read_all(f"[uwsgi]\n{first}attach-daemon2 = cmd=y,name=y\n")
+        more = more.replace(",", "\n")
+        section = read_all(
+            f"[daemon:x]\ncommand = x\npidfile = /p{more}\n{name} = {value}\n"
+            "[daemon:y]\ncommand = y\n"
+        )
         one, other = line.daemons[0], section.daemons[0]
         assert getattr(one, key.field) == getattr(other, key.field)
         assert one.replace(origin=other.origin) == other
