@@ -508,6 +508,7 @@ static const struct step daemon_steps[] = {
 	{ LOWSUPER_STEP_FDS, step_fds },
 	{ LOWSUPER_STEP_OOM_SCORE, step_oom_score },
 	{ LOWSUPER_STEP_NICE, step_nice },
+	{ LOWSUPER_STEP_NETNS, step_netns },
 	{ LOWSUPER_STEP_NAMESPACES, step_namespaces },
 	{ LOWSUPER_STEP_HOSTNAME, step_hostname },
 	{ LOWSUPER_STEP_SOURCES, step_sources },

@@ -20,6 +20,7 @@ struct task {
 	const char *chdir;
 	const char *root;
 	const char *hostname;
+	const char *netns;
 	const char *log;
 	int log_fd;			/* -1: none, or not open yet */
 	char **programs;
@@ -43,6 +44,7 @@ void child_enter(struct task *task);
 _Noreturn void child_run(struct task *task);
 
 /* isolate.c: steps, as child.c has them. */
+int step_netns(struct task *task, int32_t *arg);
 int step_namespaces(struct task *task, int32_t *arg);
 int step_hostname(struct task *task, int32_t *arg);
 int step_sources(struct task *task, int32_t *arg);

@@ -61,6 +61,26 @@ static int spares_host(const struct task *task)
 	       (!task->hostname || plan->namespaces & CLONE_NEWUTS);
 }
 
+/*
+ * Before the mounts change, as the path is one of the master's. O_NONBLOCK: a FIFO must not hang the
+ * start; like everything that is no network namespace it is EINVAL then. See setns(2).
+ */
+int step_netns(struct task *task, int32_t *arg)
+{
+	int fd;
+
+	if (!task->netns)
+		return 0;
+	fd = open(task->netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return -1;
+	*arg = 1;
+	if (syscall(SYS_setns, fd, CLONE_NEWNET))
+		return -1;
+	close(fd);
+	return 0;
+}
+
 /* One at a time, so that the one that cannot be had is named. See unshare(2). */
 int step_namespaces(struct task *task, int32_t *arg)
 {

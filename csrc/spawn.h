@@ -40,6 +40,7 @@ enum lowsuper_step {
 	LOWSUPER_STEP_PROC,
 	LOWSUPER_STEP_MOUNTS,		/* arg: index in the plan */
 	LOWSUPER_STEP_LOG,		/* arg: enum lowsuper_log_reason */
+	LOWSUPER_STEP_NETNS,		/* arg: 0: find it, 1: enter it */
 	LOWSUPER_STEP_COUNT
 };
 
@@ -74,15 +75,16 @@ enum lowsuper_flag {
 	LOWSUPER_HAS_ROOT = 1024,
 	LOWSUPER_HAS_HOSTNAME = 2048,
 	LOWSUPER_OWN_PROC = 4096,	/* mount a /proc */
-	LOWSUPER_HAS_LOG = 8192
+	LOWSUPER_HAS_LOG = 8192,
+	LOWSUPER_HAS_NETNS = 16384
 };
 
 /*
  * A plan: the head, which stage 1 fills; the body; `limits` x lowsuper_limit; `fds` x lowsuper_fd;
  * `mounts` x lowsuper_mount; `groups` x uint32_t; then `string_bytes` of strings, each ended by a
  * NUL byte: the directory (if HAS_CHDIR), the root (if HAS_ROOT), the host name (if HAS_HOSTNAME),
- * the log file (if HAS_LOG), the programs, argv, envp, the paths of the fds that have no descriptor,
- * and source and target of each mount.
+ * the log file (if HAS_LOG), the network namespace (if HAS_NETNS), the programs, argv, envp, the
+ * paths of the fds that have no descriptor, and source and target of each mount.
  */
 struct lowsuper_head {
 	int32_t error_fd;		/* write end of the error pipe, or -1 */

@@ -65,7 +65,8 @@ static void take_plan(struct task *task, char *bytes, size_t size, char **slots)
 	wanted = (plan->flags & LOWSUPER_HAS_CHDIR ? 1u : 0u) +
 		 (plan->flags & LOWSUPER_HAS_ROOT ? 1u : 0u) +
 		 (plan->flags & LOWSUPER_HAS_HOSTNAME ? 1u : 0u) +
-		 (plan->flags & LOWSUPER_HAS_LOG ? 1u : 0u) + (uint64_t)plan->programs +
+		 (plan->flags & LOWSUPER_HAS_LOG ? 1u : 0u) +
+		 (plan->flags & LOWSUPER_HAS_NETNS ? 1u : 0u) + (uint64_t)plan->programs +
 		 plan->argv + plan->envp + count_paths(task) + (uint64_t)plan->mounts * 2;
 	if (found != wanted || (found && bytes[size - 1]))
 		task_fail(task, LOWSUPER_STEP_PLAN, EINVAL, 1);
@@ -78,6 +79,8 @@ static void take_plan(struct task *task, char *bytes, size_t size, char **slots)
 		task->hostname = *take_strings(&at, &slots, 1);
 	if (plan->flags & LOWSUPER_HAS_LOG)
 		task->log = *take_strings(&at, &slots, 1);
+	if (plan->flags & LOWSUPER_HAS_NETNS)
+		task->netns = *take_strings(&at, &slots, 1);
 	task->programs = take_strings(&at, &slots, plan->programs);
 	task->argv = take_strings(&at, &slots, plan->argv);
 	task->envp = take_strings(&at, &slots, plan->envp);
@@ -97,8 +100,8 @@ void task_read(struct task *task, int fd)
 		_exit(127);
 	*task = (struct task){ .head = head, .log_fd = -1 };
 	size = (size_t)status.st_size - sizeof head;
-	/* A string has at least its NUL byte, so there are fewer than `size`; 9 lists end with NULL. */
-	room = (size + 8 + 9) * sizeof(char *);
+	/* A string has at least its NUL byte, so there are fewer than `size`; 10 lists end with NULL. */
+	room = (size + 8 + 10) * sizeof(char *);
 	bytes = mmap(NULL, size + 8 + room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 		     0);
 	if (bytes == MAP_FAILED)

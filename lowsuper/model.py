@@ -148,6 +148,7 @@ class DaemonSpec(Record):
     limits: tuple[ResourceLimit, ...] = ()  # a later one of the same resource counts
     namespaces: tuple[str, ...] = ()  # of its own: mount, net, uts, ipc, cgroup; pid is `ns_pid`
     hostname: str | None = None  # in a uts namespace of its own
+    netns: str | None = None  # path of a network namespace that it joins
     root: str | None = None  # its root directory, in a mount namespace of its own
     mounts: tuple[Keep, ...] = ()  # what is seen elsewhere, in a mount namespace of its own
     nice: int | None = None  # None: the master's

@@ -77,6 +77,7 @@ class SpawnPlan(Record):
     no_new_privs: bool = False
     namespaces: int = 0  # CLONE_NEW... of those that it gets besides the pid namespace
     hostname: bytes | None = None
+    netns: bytes | None = None  # path of a network namespace to enter
     log: bytes | None = None  # absolute path of what LOG_FD stands for
     root: bytes | None = None
     own_proc: bool = False  # with a /proc of its pid namespace
@@ -116,7 +117,7 @@ LOG_REASONS = (
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-_NOTHING = (None,) * 6
+_NOTHING = (None,) * 7
 
 OWN_VARIABLES = frozenset(
     (
@@ -242,6 +243,7 @@ def isolate(plan: SpawnPlan, spec: DaemonSpec) -> SpawnPlan:
         not (spec.namespaces or spec.mounts or spec.no_new_privs)
         and (
             spec.hostname,
+            spec.netns,
             spec.root,
             spec.umask,
             spec.nice,
@@ -259,6 +261,7 @@ def isolate(plan: SpawnPlan, spec: DaemonSpec) -> SpawnPlan:
     return plan.replace(
         namespaces=sum(NAMESPACES[name] for name in namespaces),
         hostname=None if spec.hostname is None else encode(spec.hostname),
+        netns=None if spec.netns is None else encode(spec.netns),
         root=None if spec.root is None else encode(spec.root),
         own_proc=spec.ns_pid and "mount" in namespaces,
         mounts=tuple(
@@ -319,6 +322,8 @@ def _describe_isolation(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: P
             return next((name for name, flag in NAMESPACES.items() if flag == arg), "")
         case "hostname":
             return _decode(plan.hostname)
+        case "netns":
+            return _decode(plan.netns) + (" (setns: is it a network namespace?)" if arg else "")
         case "root":
             return _decode(plan.root) + (" (pivot_root)" if arg else "")
         case "proc":

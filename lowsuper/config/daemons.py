@@ -162,7 +162,11 @@ class DaemonBuilder:
                 self._fault(draft, origin, "means nothing without a pidfile", advice)
 
     def _join_namespaces(self, draft: _Draft) -> None:
-        """Let `pid` among the namespaces be `ns_pid`."""
+        """Let `pid` among the namespaces be `ns_pid`; refuse two network namespaces."""
+        if "netns" in draft.fields and "net" in _parts(draft.fields.get("namespaces", ())):
+            origin = draft.origins["netns"]
+            reason = "contradicts net among the namespaces: a daemon joins one or has its own"
+            self._fault(draft, origin, reason, "leave one out")
         if "pid" not in _parts(draft.fields.get("namespaces", ())):
             return
         if draft.fields.get("ns_pid") is False:

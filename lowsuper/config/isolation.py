@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAMESPACES = ("pid", "mount", "net", "uts", "ipc", "cgroup")
 HOSTNAME_LENGTH = 64
+NETNS_DIRECTORY = "/run/netns"
+"""Where `ip netns` keeps the network namespaces that have a name: see ip-netns(8)."""
 UNLIMITED = ("unlimited", "infinity")
 _MOST = (1 << 63) - 1
 
@@ -147,6 +149,19 @@ def parse_hostname(text: str) -> str:
         if not (char.isascii() and char.isalnum()) and char not in "-._":
             raise ValueError(f"holds {char!r}; a host name has letters, digits, -, _ and . only")
     return text
+
+
+def parse_netns(text: str) -> str:
+    """Return the path of a network namespace; one that `ip netns add` has made may be named.
+
+    Raises:
+        ValueError: it is neither a name nor an absolute path.
+    """
+    if text.startswith("/") and "\0" not in text:
+        return text
+    if not text or "/" in text or "\0" in text or text in (".", ".."):
+        raise ValueError("is neither the name of a network namespace nor an absolute path")
+    return f"{NETNS_DIRECTORY}/{text}"
 
 
 def parse_place(text: str) -> str:

@@ -176,6 +176,13 @@ def parse_hostname(text: str) -> str:
     return isolation.parse_hostname(text)
 
 
+def parse_netns(text: str) -> str:
+    """Return the path of a network namespace: see `config.isolation`."""
+    from lowsuper.config import isolation
+
+    return isolation.parse_netns(text)
+
+
 def parse_root(text: str) -> str:
     """Return an absolute path: see `config.isolation`."""
     from lowsuper.config import isolation
@@ -324,6 +331,7 @@ KEYS = (
         adds=True,
     ),
     Key(("hostname",), parse_hostname, "hostname", "host name, in a uts namespace of its own"),
+    Key(("netns",), parse_netns, "netns", "network namespace that it joins, by name or path"),
     Key(("root",), parse_root, "root", "root directory, in a mount namespace of its own"),
     Key(
         ("mounts",),

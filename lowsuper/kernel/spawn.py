@@ -44,6 +44,7 @@ _OPTIONAL = (
     ("root", lib.LOWSUPER_HAS_ROOT),
     ("hostname", lib.LOWSUPER_HAS_HOSTNAME),
     ("log", lib.LOWSUPER_HAS_LOG),
+    ("netns", lib.LOWSUPER_HAS_NETNS),
 )
 """Fields of a plan that may be None, and the flags that say that they are not."""
 _NO_NEW_PRIVS, _OWN_PROC = lib.LOWSUPER_NO_NEW_PRIVS, lib.LOWSUPER_OWN_PROC
@@ -133,7 +134,7 @@ def pack(plan: SpawnPlan) -> bytes:
     Raises:
         KernelError: EINVAL, a NUL byte is in one of its strings.
     """
-    single = (plan.chdir, plan.root, plan.hostname, plan.log)
+    single = (plan.chdir, plan.root, plan.hostname, plan.log, plan.netns)
     strings = [text for text in single if text is not None]
     programs, argv, envp, groups = plan.programs, plan.argv, plan.envp, plan.groups or ()
     strings += programs

@@ -90,6 +90,19 @@ def fail_hostname(spawner, tmp_path):
     return outcome_of(spawner, plan)
 
 
+def fail_netns(spawner, tmp_path):
+    return outcome_of(spawner, make_plan("/bin/true", netns=os.fsencode(tmp_path / "missing")))
+
+
+def fail_netns_of_another_kind(spawner, tmp_path):
+    return outcome_of(spawner, make_plan("/bin/true", netns=b"/proc/self/ns/uts"))
+
+
+def fail_netns_fifo(spawner, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    return outcome_of(spawner, make_plan("/bin/true", netns=os.fsencode(tmp_path / "fifo")))
+
+
 def fail_root(spawner, tmp_path):
     plan = make_plan("/bin/true", namespaces=NAMESPACES["mount"], root=b"/dev/null")
     return outcome_of(spawner, plan)
@@ -274,6 +287,9 @@ CASES = (
     (fail_oom_score_range, StepFailed("oom_score", EINVAL, 0)),
     (fail_nice, StepFailed("nice", EACCES, 0)),
     (fail_namespaces, StepFailed("namespaces", EPERM, NAMESPACES["uts"])),
+    (fail_netns, StepFailed("netns", ENOENT, 0)),
+    (fail_netns_of_another_kind, StepFailed("netns", EINVAL, 1)),
+    (fail_netns_fifo, StepFailed("netns", EINVAL, 1)),
     (fail_hostname, StepFailed("hostname", EINVAL, 0)),
     (fail_root, StepFailed("root", ENOTDIR, 0)),
     (fail_root_of_host, StepFailed("namespaces", EINVAL, 0)),

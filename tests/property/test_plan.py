@@ -76,6 +76,7 @@ def test_plan_holds_what_it_was_given(inherited, words, fds, named, arg):
         "mounts",
         "caps",
         "namespaces",
+        "netns",
         "chdir",
         "execve",
         "setresuid",
@@ -95,6 +96,7 @@ SPECS = st.fixed_dictionaries(
         "namespaces": st.lists(st.sampled_from(("pid", *NAMESPACES))).map(tuple),
         "ns_pid": st.booleans(),
         "hostname": TEXTS,
+        "netns": TEXTS,
         "root": TEXTS,
         "mounts": KEEPS,
         "nice": st.integers(-20, 19),
@@ -118,6 +120,7 @@ def test_isolated_plan_changes_nothing_of_the_host(fields):
     assert {name for name, flag in NAMESPACES.items() if plan.namespaces & flag} >= {
         name for name in spec.namespaces if name != "pid"
     }
+    assert plan.netns == (None if spec.netns is None else encode(spec.netns))
     assert (plan.caps is None) == (spec.caps is None)
     if spec.caps is not None:
         assert {cap for cap in range(64) if plan.caps >> cap & 1} == set(spec.caps)
