@@ -114,6 +114,7 @@ class SpawnFailed(Record):
     errno: int
     subject: str  # what the step was about: a path, a user id
     cloned: bool
+    advice: str = ""  # why, or the way out, where the errno does not tell
 
 
 class Exited(Record):
@@ -122,6 +123,7 @@ class Exited(Record):
     run: RunId
     status: int | None  # as wait(2) gives it; None: its parent, not we, will know (see Reaped)
     left: bool  # other processes of the daemon are still there; `Emptied` follows
+    oom: str = ""  # processes of it were killed for lack of memory: of which, a phrase
 
 
 class Emptied(Record):
@@ -549,6 +551,7 @@ class DaemonNotStarted(Record):
     errno: int
     subject: str
     retry: Ns | None  # None: it shall not run any more
+    advice: str = ""  # as in SpawnFailed
 
 
 class DaemonDied(Record):
@@ -561,6 +564,7 @@ class DaemonDied(Record):
     left: bool  # processes of it are still there and are ended first
     retry: Ns | None  # the pause before the next start; None: there will be none
     control: bool  # the master ends with it
+    oom: str = ""  # as in Exited
 
 
 class DaemonEnding(Record):

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from lowsuper.machine import State
 
 ENOENT, ENOEXEC, EACCES, EAGAIN, EPERM = 2, 8, 13, 11, 1
+SIGKILL = 9
 
 ADVICE = {
     ("execve", ENOENT): "there is no such program, or the interpreter in its first line is missing",
@@ -284,13 +285,17 @@ def _not_started(note: DaemonNotStarted) -> str:
     from os import strerror
 
     what = f"{note.step} {note.subject}".rstrip()
-    advice = ADVICE.get((note.step, note.errno))
+    advice = note.advice or ADVICE.get((note.step, note.errno))
     reason = strerror(note.errno) + (f" ({advice})" if advice else "")
     return f"{what}: {reason}; {_next_start(note.retry)}"
 
 
 def _died(note: DaemonDied) -> str:
     what = f"{_pid(note.pid)}{format_status(note.status)} after {format_duration(note.age)}"
+    if note.oom and note.status is not None and note.status & 0x7F == SIGKILL:
+        what = f"{what}: out of memory ({note.oom})"
+    elif note.oom:
+        what = f"{what}; a part of it had been killed: out of memory ({note.oom})"
     if note.left:
         return f"{what} and left processes behind: ending them first"
     if note.control:

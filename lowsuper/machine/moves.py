@@ -278,6 +278,7 @@ def die(
     seen: bool = True,
     first: bool = False,
     recent: Times = (),
+    oom: str = "",
 ) -> Result:
     """The daemon's own process ended without being asked.
 
@@ -291,7 +292,7 @@ def die(
     verdict = judge_end(spec, status, spawns=spawns, recent=recent, age=quick, now=now)
     ended = spec.control or verdict.outcome != AGAIN
     pause = None if ended else verdict.pause
-    note = Say(DaemonDied(spec.name, pid, status, age, left, pause, spec.control))
+    note = Say(DaemonDied(spec.name, pid, status, age, left, pause, spec.control, oom))
     if left:
         stopping, actions = end_rest(
             spec,

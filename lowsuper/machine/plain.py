@@ -217,7 +217,9 @@ def _start_again(
     verdict = judge_end(
         spec, None, spawns=state.spawns, recent=state.recent, age=now - state.since, now=now
     )
-    note = DaemonNotStarted(spec.name, failure.step, failure.errno, failure.subject, None)
+    note = DaemonNotStarted(
+        spec.name, failure.step, failure.errno, failure.subject, None, failure.advice
+    )
     if verdict.outcome != AGAIN:
         over, actions = finish(spec, state.run, verdict, None, first=False)
         return over, (Say(note), *actions)
@@ -267,7 +269,7 @@ def _up(spec: DaemonSpec, state: Up, event: PlainEvent, now: Ns) -> Result:
         case Exited() if event.run == state.run and not state.background:
             return _ended(spec, state, event, now)
         case Emptied() if event.run == state.run and state.background:
-            return _died(spec, state, None, False, now)
+            return _died(spec, state, Exited(state.run, None, False), now)
         case Stop():
             after, actions = end(spec, state, spec.stop_signal, why="stop", then=DOWN, now=now)
             return after, (*actions, *unsettle(state.first))
@@ -309,21 +311,22 @@ def _ended(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
         # To end what it left and start it again would go on so for ever.
         note = DaemonInBackground(spec.name, state.pid, age)
         return state.replace(background=True), (Say(note),)
-    return _died(spec, state, event.status, event.left, now)
+    return _died(spec, state, event, now)
 
 
-def _died(spec: DaemonSpec, state: Up, status: int | None, left: bool, now: Ns) -> Result:
+def _died(spec: DaemonSpec, state: Up, end: Exited, now: Ns) -> Result:
     return die(
         spec,
         state.run,
         state.pid,
         born=state.since,
         spawns=state.spawns,
-        status=status,
-        left=left,
+        status=end.status,
+        left=end.left,
         now=now,
         first=state.first,
         recent=state.recent,
+        oom=end.oom,
     )
 
 

@@ -241,7 +241,9 @@ def _awaiting(  # noqa: C901, PLR0912
         case NotNamed() if event.run == state.run:
             return _give_up(spec, state.replace(finding=event.finding), now)
         case Exited() if event.run == state.run and not state.gone:
-            gone = state.replace(gone=True, status=event.status, empty=not event.left)
+            gone = state.replace(
+                gone=True, status=event.status, oom=event.oom, empty=not event.left
+            )
             return gone, (Look(state.run),)
         case Emptied() if event.run == state.run and state.gone:
             return state.replace(empty=True), (Look(state.run),)
@@ -343,6 +345,7 @@ def _lost_for_good(spec: DaemonSpec, state: Awaiting, now: Ns, *, seen: bool) ->
         seen=seen,
         first=state.first,
         recent=state.recent,
+        oom=state.oom,
     )
     # Every state but Up and Down that may follow sets a timer of its own.
     return after, actions
@@ -466,6 +469,7 @@ def _lost(spec: DaemonSpec, state: Up, event: Exited, now: Ns) -> Result:
         lost=True,
         gone=True,
         status=event.status,
+        oom=event.oom,
         empty=not event.left,
         first=state.first,
         recent=state.recent,

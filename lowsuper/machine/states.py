@@ -29,7 +29,7 @@ from lowsuper.events import SpawnFailed
 from lowsuper.record import Record
 from lowsuper.units import SECOND, Ns, RunId
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Raised whenever a state class changes, for a master that takes over a stored state."""
 
 SLOW_START = 10 * SECOND  # a helper that has not reached execve by then is mentioned
@@ -102,6 +102,7 @@ class Awaiting(Record):
     lost: bool = False
     gone: bool = False  # that process has ended...
     status: int | None = None  # ...like this, as far as it is known
+    oom: str = ""  # ...as in Exited
     empty: bool = False  # ...and nothing else of it is there
     told: bool = False  # the operator knows that it is being waited for
     last: bool = False  # the deadline has passed: the next answer decides

@@ -390,6 +390,19 @@ def test_exited_when_up_waits_as_the_throttle_says(age, spawns, expected):
         assert only(actions, SetTimer) == SetTimer(RUN, NOW + pause)
 
 
+def test_exited_for_lack_of_memory_says_of_which():
+    _, actions = step(SPEC, STATES["Up"], Exited(RUN, 9, left=False, oom="memory.max 1M"), NOW)
+    (died,) = notes(actions)
+    assert died.oom == "memory.max 1M"
+
+
+def test_start_that_failed_gives_the_advice_of_who_knows_better():
+    failure = SpawnFailed(RUN, "cgroup", 2, "memory.max = 1M", cloned=False, advice="ask for it")
+    _, actions = step(SPEC, STATES["Starting"], failure, NOW)
+    (note,) = notes(actions)
+    assert (note.step, note.advice) == ("cgroup", "ask for it")
+
+
 def test_exited_when_something_is_left_ends_that_gracefully_first():
     after, actions = step(SPEC, STATES["Up"], Exited(RUN, 9, left=True), NOW)
     assert after == Stopping(

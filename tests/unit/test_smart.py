@@ -681,6 +681,13 @@ def test_awaiting_when_touched_is_ended_and_looked_for_again(gone):
 # Its end.
 
 
+def test_end_for_lack_of_memory_says_so_when_nobody_took_its_place():
+    play = up()
+    play(Exited(RUN, 9, left=False, oom="memory.max 1M")).absent(telling=True)
+    (died,) = notes(play.done)
+    assert (died.status, died.oom) == (9, "memory.max 1M")
+
+
 @pytest.mark.parametrize("status", [0, 256, 9, None])
 @pytest.mark.parametrize("spec", [SPEC, SMART2])
 def test_end_with_nothing_left_is_looked_at_and_starts_again_at_once(spec, status):
