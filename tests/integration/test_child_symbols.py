@@ -38,7 +38,7 @@ ORDER = (
     r"write\(\d+, \"500\", 3\)",
     r"setpriority\(PRIO_PROCESS, 0, 5\)",
     r"(open|openat)\(.*\"/proc/self/autogroup\"",
-    r"(open|openat)\(.*"/proc/self/ns/net", O_RDONLY\|O_NOCTTY\|O_NONBLOCK\|O_CLOEXEC",
+    r"(open|openat)\(.*\"/proc/self/ns/net\", O_RDONLY\|O_NOCTTY\|O_NONBLOCK\|O_CLOEXEC",
     r"setns\(\d+, CLONE_NEWNET\)",
     r"unshare\(CLONE_NEWNS\)",
     r"mount\(NULL, \"/\", NULL, MS_REC\|MS_PRIVATE",
