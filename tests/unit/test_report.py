@@ -95,13 +95,17 @@ LINES = [
     ),
     (
         DaemonDied("web", 77, 9, 61 * SECOND, False, 0, False, "memory.max 64M"),
-        "web: pid 77 was killed by SIGKILL (9) after 1 min 1 s: out of memory (memory.max 64M); "
-        "starting again",
+        (
+            "web: pid 77 was killed by SIGKILL (9) after 1 min 1 s: out of memory "
+            "(memory.max 64M); starting again"
+        ),
     ),
     (
         DaemonDied("web", 77, 1 << 8, 5200 * MS, False, SECOND, False, "memory.max 64M"),
-        "web: pid 77 exited with 1 after 5.2 s; a part of it had been killed: out of memory "
-        "(memory.max 64M); next try in 1 s",
+        (
+            "web: pid 77 exited with 1 after 5.2 s; a part of it had been killed: out of memory "
+            "(memory.max 64M); next try in 1 s"
+        ),
     ),
     (
         DaemonDied("web", 0, 9, 0, False, SECOND, False),
