@@ -358,7 +358,7 @@ def main(argv: Sequence[str]) -> int:
     if not rest or "--help" in own or "-h" in own:
         (sys.stdout if own else sys.stderr).write(USAGE)
         return 0 if "--help" in own or "-h" in own else EXIT_OWN_FAILURE
-    spec, problems = _run(rest, runs_commands="--exec" in own)
+    spec, problems = read_and_check(rest, runs_commands="--exec" in own)
     if "--json" in own:
         text = format_json(problems, spec) + "\n"
     else:
@@ -380,7 +380,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def _run(
+def read_and_check(
     words: Sequence[str], *, runs_commands: bool
 ) -> tuple[MasterSpec | None, Sequence[Problem]]:
     """Return what could be read of the configuration, and all problems."""
