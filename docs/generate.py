@@ -50,6 +50,10 @@ KIND_VALUES = {
     options.NAMESPACE: "ROOT[:HOSTNAME]",
     options.KEEP: "[ro:][optional:]PATH[:PATH]",
     options.JAIL_FLAG: "boolean",
+    options.CHROOT: "ROOT",
+    options.PIVOT: "NEW_ROOT [OLD_ROOT]",
+    options.UNSHARE: "names",
+    options.SETNS: "socket",
 }
 REPEATABLE = {
     options.TEXTS,
@@ -61,6 +65,7 @@ REPEATABLE = {
     options.DAEMON2,
     options.SMART,
     options.KEEP,
+    options.UNSHARE,
 }
 PARSER_VALUES = {
     "parse_command": "command",

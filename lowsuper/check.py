@@ -417,7 +417,9 @@ def _find_both(spec: MasterSpec, outside: Facts) -> list[Problem]:
     found = find_jail_problems(spec, os.path.exists)
     outer, inner = split_jailed(spec)
     found += find_problems(outer, outside)
-    if outside.is_directory(spec.jail.root):
+    if not spec.jail.is_elsewhere:
+        found += find_problems(inner, outside)
+    elif spec.jail.root is not None and outside.is_directory(spec.jail.root):
         environ = build_environment(os.environ, spec.env).variables
         found += find_problems(inner, JailFacts(environ, spec.jail))
     return found
@@ -444,9 +446,9 @@ def find_jail_problems(spec: MasterSpec, exists: Callable[[str], bool]) -> list[
     advice = "make it first" if is_final else "unless a hook makes it"
     places = {origin.key: origin for origin in spec.origins}
     found = []
-    if not exists(f"{jail.root}/."):
+    if jail.root is not None and not exists(f"{jail.root}/."):
         reason = f"there is no directory {jail.root}"
-        found.append(Problem(places["namespace"], reason, "", advice, is_error=is_final))
+        found.append(Problem(places[jail.way], reason, "", advice, is_error=is_final))
     for keep in jail.keeps:
         if not keep.optional and not exists(keep.source):
             origin = next(
@@ -456,7 +458,7 @@ def find_jail_problems(spec: MasterSpec, exists: Callable[[str], bool]) -> list[
             reason = f"{keep.source} does not exist"
             found.append(Problem(origin, reason, "", advice, is_error=is_final))
     for daemon in spec.daemons:
-        if daemon.pidfile is not None:
+        if daemon.pidfile is not None and "pid" in jail.namespaces:
             origin = daemon.origin.replace(key="pidfile", value=daemon.pidfile)
             reason = "nothing outlives the jail: this daemon ends with the master all the same"
             found.append(Problem(origin, reason, daemon.name, is_error=False))

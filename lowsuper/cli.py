@@ -242,7 +242,7 @@ def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
             if here >= 0:
                 _enter_or_root(start)
             spec = fill_in(load_config(arguments, environ, is_reload=is_reload))
-            if spec.jail is not None:
+            if spec.jail is not None and spec.jail.is_elsewhere:
                 from lowsuper.kernel.jail import examine
 
                 examine(spec)

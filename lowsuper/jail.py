@@ -41,7 +41,7 @@ EXIT_HOOK, EXIT_FAILED = 1, 125
 GRACE = Ns(10 * SECOND)  # from the second request to stop until the whole jail is killed
 
 OUTSIDE_BEFORE = ("asap", "pre-jail")
-OUTSIDE_AFTER = ("post-jail",)
+AFTER = ("post-jail",)
 
 PREPARING, ALIVE, WAITING, ENDED = "preparing", "alive", "waiting", "ended"
 RUN, RELOAD, STOP = "run", "reload", "stop"
@@ -136,10 +136,16 @@ if TYPE_CHECKING:
 
 def build_inner(spec: MasterSpec) -> MasterSpec:
     """Return the configuration of the master in the jail: without what is done outside."""
-    outside = (*OUTSIDE_BEFORE, *OUTSIDE_AFTER)
+    assert spec.jail is not None
+    outside = (*OUTSIDE_BEFORE, *AFTER)
+    chdir, kill_domain = spec.chdir, spec.kill_domain
+    if chdir is not None and spec.jail.is_elsewhere:
+        chdir = "/" + chdir.lstrip("/")
+    if not spec.jail.has_cgroups:
+        kill_domain = "shim"
     return spec.replace(
         hooks=tuple(hook for hook in spec.hooks if hook.phase not in outside),
-        chdir=None if spec.chdir is None else "/" + spec.chdir.lstrip("/"),
+        chdir=chdir,
         die_on_term=True,
         exit_on_reload=False,
         pidfile=None,
@@ -151,7 +157,7 @@ def build_inner(spec: MasterSpec) -> MasterSpec:
         logto2=None,
         touch_reload=(),
         master_fifo=(),
-        kill_domain="shim",  # the host's cgroups are not to be seen in there
+        kill_domain=kill_domain,
     )
 
 
@@ -183,7 +189,8 @@ def step(spec: MasterSpec, state: Outside, event: Event, now: Ns) -> Result:  # 
         case HookEnded(status=status, problem=problem):
             return _hook_ended(spec, state, status, problem, now)
         case JailEntered():
-            todo = _hooks(spec, OUTSIDE_AFTER)
+            is_here = spec.jail is not None and spec.jail.post_jail == "outside"
+            todo = _hooks(spec, AFTER) if is_here else ()
             return _advance(spec, state.replace(todo=todo), now)
         case JailReady():
             return _ready(spec, state, now)

@@ -75,6 +75,10 @@ class Builder:
             options.NAMESPACE: self._take_jail,
             options.KEEP: self._take_jail,
             options.JAIL_FLAG: self._take_jail,
+            options.CHROOT: self._take_jail,
+            options.PIVOT: self._take_jail,
+            options.UNSHARE: self._take_jail,
+            options.SETNS: self._take_jail,
             options.CGROUP: self._take_cgroup,
             options.ACCEPTED: self._take_accepted,
         }
@@ -262,7 +266,7 @@ class Builder:
 
         jail, problems = read_jail(self._jail)
         self._problems += problems
-        if jail is not None and spec.kill_domain == "cgroup":
+        if jail is not None and not jail.has_cgroups and spec.kill_domain == "cgroup":
             origin = next(each for each in reversed(spec.origins) if each.key == "kill-domain")
             reason = "there are no cgroups in a jail"
             self._problems.append(Problem(origin, reason, advice="leave it out"))
@@ -312,8 +316,10 @@ class Builder:
 
     def _notice_hooks_of_no_jail(self, spec: MasterSpec) -> None:
         for hook in spec.hooks:
-            if hook.phase == "post-jail" and spec.jail is None:
+            if hook.phase == "post-jail" and (spec.jail is None or not spec.jail.post_jail):
                 reason = "does nothing without a jail"
+                if spec.jail is not None:
+                    reason = f"does nothing with {spec.jail.way}, only with namespace or unshare"
                 self._problems.append(Problem(hook.origin, reason, is_error=False))
 
     def _refuse_clashes(self, spec: MasterSpec) -> None:

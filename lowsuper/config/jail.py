@@ -1,9 +1,13 @@
-"""The options of a jail: `namespace` and those that go with it. Pure."""
+"""The options of a jail: the ways into one, and what goes with them. Pure.
+
+A jail is made of what it has of its own: a root, by one of `namespace`, `chroot` and `pivot-root`,
+and namespaces, by `unshare` and `unshare2`; and of what it joins, by `setns`.
+"""
 
 from __future__ import annotations
 
-from lowsuper.model import Jail, Keep, Problem
-from lowsuper.units import parse_bool
+from lowsuper.model import CHROOT, NAMESPACE, PIVOT, UNSHARE, Jail, Keep, Problem
+from lowsuper.units import nearest_name, parse_bool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,6 +15,29 @@ if TYPE_CHECKING:
 
     from lowsuper.config.dialect import Option
 
+NAMESPACES = {
+    "ns": "mount",
+    "fs": "mount",
+    "mnt": "mount",
+    "mount": "mount",
+    "ipc": "ipc",
+    "uts": "uts",
+    "hostname": "uts",
+    "net": "net",
+    "pid": "pid",
+    "cgroup": "cgroup",
+}
+"""The words of `unshare`, uWSGI's and more, and what lowsuper calls the namespaces."""
+_WITHOUT_EFFECT = ("files", "sysvsem")  # shared with nobody; uWSGI has them, too
+_IMPOSSIBLE = {
+    "user": "is not supported: in a user namespace the master would not be root any more, who can"
+    " start daemons of other users and end them",
+    "io": "cannot be unshared: see unshare(2)",
+    "parent": "cannot be unshared: see unshare(2)",
+}
+
+_ROOTS = (NAMESPACE, CHROOT, PIVOT)
+_MAKERS = (*_ROOTS, UNSHARE, "unshare2", "setns")
 _HOSTNAME_MOST = 64  # HOST_NAME_MAX
 _PREFIXES = ("ro:", "optional:")
 
@@ -73,36 +100,168 @@ def parse_keep(text: str, root: str) -> Keep:
     return Keep(source, target, "ro:" in found, "optional:" in found)
 
 
+def parse_unshare(text: str) -> tuple[str, ...]:
+    """Return the namespaces, by lowsuper's names, of a list such as `fs,ipc`.
+
+    Raises:
+        ValueError: one of them is none, or the list is empty.
+    """
+    words = text.replace(",", " ").lower().split()
+    if not words:
+        raise ValueError(f"names no namespace: there are {', '.join(NAMESPACES)}")
+    found = []
+    for word in words:
+        if word in _IMPOSSIBLE:
+            raise ValueError(f"{word} {_IMPOSSIBLE[word]}")
+        if word in NAMESPACES:
+            found.append(NAMESPACES[word])
+        elif word not in _WITHOUT_EFFECT:
+            near = nearest_name(word, NAMESPACES)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(NAMESPACES)}"
+            raise ValueError(f"there is no namespace {word}; {hint}")
+    return tuple(found)
+
+
+def parse_root(text: str) -> str:
+    """Return the root of `chroot`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    root = parse_path(text)
+    if root == "/":
+        raise ValueError("the root of the host is no other root: name another directory")
+    return root
+
+
+def parse_pivot(text: str) -> tuple[str, str | None]:
+    """Return the new root of `NEW [OLD]`, and where in it the old one goes.
+
+    As in uWSGI OLD is a path outside, below NEW.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    words = text.split()
+    if not 1 <= len(words) <= 2:
+        raise ValueError("is neither NEW_ROOT nor NEW_ROOT OLD_ROOT")
+    root = parse_root(words[0])
+    if len(words) == 1:
+        return root, None
+    old = parse_path(words[1])
+    if not old.startswith(f"{root}/"):
+        raise ValueError(f"{old}, where the old root is to go, is not below {root}")
+    return root, old[len(root) :]
+
+
 def read_jail(options: Mapping[str, Sequence[Option]]) -> tuple[Jail | None, list[Problem]]:
     """Return the jail that options ask for, if they do, and what is wrong with them.
 
     Args:
-        options: by the field of `Jail` that they are for; as read, in their order.
+        options: as read, in their order: those that make a jail by their name, the others by the
+            field of `Jail` that they are for.
     """
-    namespaces = options.get("root")
-    if not namespaces:
-        reason = "does nothing without namespace"
-        return None, [
-            Problem(option.origin, reason, is_error=False)
-            for each in options.values()
-            for option in each
-        ]
-    try:
-        root, hostname = parse_namespace(namespaces[-1].value)
-    except ValueError as error:
-        return None, [Problem(namespaces[-1].origin, str(error))]
-    problems: list[Problem] = []
-    keeps: list[Keep] = []
-    for option in options.get("keeps", ()):
+    if not any(options.get(maker) for maker in _MAKERS):
+        return None, _notice(options, ("keeps", "net", "overlay"), "does nothing without namespace")
+    problems = _refuse_two_roots(options)
+    jail = _read_root(options, problems)
+    if jail is None:
+        return None, problems
+    jail = _read_namespaces(jail, options, problems)
+    jail = _read_switches(jail, options, problems)
+    for option in options.get("setns", ()):
         try:
-            keeps.append(parse_keep(option.value, root))
+            jail = jail.replace(joins=parse_path(option.value))
         except ValueError as error:
             problems.append(Problem(option.origin, str(error)))
-    switches = {"net": False, "overlay": False}
+    if jail.way != NAMESPACE:
+        reason = f"does nothing with {jail.way}, only with namespace"
+        problems += _notice(options, ("keeps", "overlay"), reason)
+        return jail.replace(overlay=False), problems
+    return jail.replace(keeps=_read_keeps(jail, options, problems)), problems
+
+
+def _notice(
+    options: Mapping[str, Sequence[Option]], fields: tuple[str, ...], reason: str
+) -> list[Problem]:
+    return [
+        Problem(option.origin, reason, is_error=False)
+        for field in fields
+        for option in options.get(field, ())
+    ]
+
+
+def _refuse_two_roots(options: Mapping[str, Sequence[Option]]) -> list[Problem]:
+    ways = [options[way][-1] for way in _ROOTS if options.get(way)]
+    return [
+        Problem(
+            other.origin,
+            f"there is {ways[0].name}, too: a jail has one root",
+            advice="leave one of them out",
+        )
+        for other in ways[1:]
+    ]
+
+
+def _read_root(options: Mapping[str, Sequence[Option]], problems: list[Problem]) -> Jail | None:
+    """Return a jail with its root and the namespaces that are its way's; None: that is bad."""
+    way = next((each for each in _ROOTS if options.get(each)), UNSHARE)
+    bare = Jail(None, way=way, namespaces=(), post_jail="")
+    if way == UNSHARE:
+        return bare
+    option = options[way][-1]
+    try:
+        if way == NAMESPACE:
+            return Jail(*parse_namespace(option.value))
+        if way == CHROOT:
+            return bare.replace(root=parse_root(option.value))
+        root, old_root = parse_pivot(option.value)
+        return bare.replace(root=root, old_root=old_root)
+    except ValueError as error:
+        problems.append(Problem(option.origin, str(error)))
+        return None
+
+
+def _read_namespaces(
+    jail: Jail, options: Mapping[str, Sequence[Option]], problems: list[Problem]
+) -> Jail:
+    """Add those of `unshare` and `unshare2`.
+
+    That the latter are made after the root was changed makes no difference, but for uWSGI's
+    post-jail hooks, which come after the first and before that.
+    """
+    own = list(jail.namespaces)
+    for option in (*options.get(UNSHARE, ()), *options.get("unshare2", ())):
+        try:
+            own += parse_unshare(option.value)
+        except ValueError as error:
+            problems.append(Problem(option.origin, str(error)))
+    if options.get(UNSHARE) and jail.way != NAMESPACE:
+        jail = jail.replace(post_jail="inside")
+    names = tuple(name for name in dict.fromkeys(own) if name != "net")
+    return jail.replace(namespaces=names, net="net" in own)
+
+
+def _read_switches(
+    jail: Jail, options: Mapping[str, Sequence[Option]], problems: list[Problem]
+) -> Jail:
+    switches = {"net": jail.net, "overlay": False}
     for key in switches:
         for option in options.get(key, ()):
             try:
                 switches[key] = parse_bool(option.value)
             except ValueError as error:
                 problems.append(Problem(option.origin, str(error)))
-    return Jail(root, hostname, tuple(keeps), **switches), problems
+    return jail.replace(**switches)
+
+
+def _read_keeps(
+    jail: Jail, options: Mapping[str, Sequence[Option]], problems: list[Problem]
+) -> tuple[Keep, ...]:
+    keeps: list[Keep] = []
+    for option in options.get("keeps", ()):
+        try:
+            keeps.append(parse_keep(option.value, jail.root or "/"))
+        except ValueError as error:
+            problems.append(Problem(option.origin, str(error)))
+    return tuple(keeps)

@@ -193,7 +193,7 @@ zerg-fallback
 _LATER = """
 binsh call-as-emperor call-as-emperor1 call-as-emperor2 call-as-emperor4 call-as-root
 call-as-user call-as-user-atexit call-as-vassal call-as-vassal1 call-as-vassal3 call-asap
-call-in-jail call-post-jail call-pre-jail cap chdir2 chroot
+call-in-jail call-post-jail call-pre-jail cap chdir2
 cron-legion emperor-use-clone file-write flock flock-wait flock-wait2 flock2 force-cwd
 hook-accepting hook-accepting-once hook-accepting1 hook-accepting1-once hook-as-emperor
 hook-as-vassal hook-emperor-lost hook-emperor-reload hook-emperor-start hook-emperor-stop
@@ -203,9 +203,9 @@ legion-death-on-lord-error legion-freq legion-join legion-lord legion-mcast legi
 legion-node-joined legion-node-left legion-quorum legion-scroll legion-scroll-list-max-size
 legion-scroll-max-size legion-setup legion-skew-tolerance legion-smart-attach-daemon
 legion-smart-attach-daemon2 legion-tolerance legion-unlord mount-as-emperor mount-as-vassal
-pivot-root resolve safe-pidfile2 setns setns-skip setns-socket setns-socket-skip
+resolve safe-pidfile2 setns setns-skip setns-socket setns-socket-skip
 umount-as-emperor umount-as-vassal unique-cron-legion
-unique-legion-cron unshare unshare2 wait-for-dir wait-for-file wait-for-fs wait-for-fs-timeout
+unique-legion-cron wait-for-dir wait-for-file wait-for-fs wait-for-fs-timeout
 wait-for-iface wait-for-iface-timeout wait-for-interface wait-for-interface-timeout
 wait-for-mountpoint wait-for-socket wait-for-socket-timeout wait-iface wait-iface-timeout
 wait-interface wait-interface-timeout

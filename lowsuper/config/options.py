@@ -32,7 +32,11 @@ LOG_DATE = "log-date"
 NAME = "name"
 PREFIX = "prefix"  # a text that a blank is added to
 RUNG = "rung"
-NAMESPACE = "namespace"  # `field` is of `Jail`, of this kind and the next two
+NAMESPACE = "namespace"  # `field` is a key of what `config.jail` reads, up to JAIL_FLAG
+CHROOT = "chroot"
+PIVOT = "pivot"
+UNSHARE = "unshare"
+SETNS = "setns"
 KEEP = "keep"
 JAIL_FLAG = "jail-flag"
 CGROUP = "cgroup"  # `field` is of what `config.cgroups` reads
@@ -112,10 +116,14 @@ OPTIONS = (
     *_hook_rows("as-user-atexit", "at the end", mounts=False),
     _row("hook-touch", TOUCH_HOOK, "touch", "do something when this file changes"),
     _row("instance", NAME, "name", "name of this instance"),
-    _row("namespace ns", NAMESPACE, "root", "live in a jail: ROOT[:HOSTNAME]"),
+    _row("namespace ns", NAMESPACE, "namespace", "live in a jail: ROOT[:HOSTNAME]"),
     _row("namespace-keep-mount", KEEP, "keeps", "show this of the host in the jail"),
     _row("namespace-net ns-net", JAIL_FLAG, "net", "the jail has a network of its own"),
     _row("namespace-overlay", JAIL_FLAG, "overlay", "what is written in the jail stays in memory"),
+    _row("chroot", CHROOT, "chroot", "live in this root directory"),
+    _row("pivot-root", PIVOT, "pivot-root", "the same, with the old root at OLD or nowhere"),
+    _row("unshare", UNSHARE, "unshare", "have such namespaces: fs, ipc, uts, net, pid, cgroup"),
+    _row("unshare2", UNSHARE, "unshare2", "the same; uWSGI has them after the change of root"),
     _row("cgroup", CGROUP, "cgroup", "live in this cgroup (version 2), which is made if missing"),
     _row("cgroup-opt", CGROUP, "cgroup_settings", "write to a file of that cgroup: FILE=VALUE"),
     _row("cgroup-dir-mode", CGROUP, "cgroup_mode", "mode of that cgroup's directory"),

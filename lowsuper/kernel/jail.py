@@ -1,14 +1,15 @@
 """The two sides of a jail: the process that stays outside, and the master's way in.
 
 Outside, `Warden` performs what `lowsuper.jail` decides, single-threaded as the fork into a pid
-namespace needs it. Inside, `_live` makes the jail, seals Python's imports, and runs the master as
-the first process there. The two talk over a socketpair, in packets of words parted by NUL bytes:
-from inside `place PATH DEVICE INODE KIND`, `entered`, `ready`, `reload`, `failed CODE TEXT` and
-`finished CODE`; from outside `go`, and `log` with the descriptor of a log file that was opened
-again. Its end tells each side that the other is dead.
+namespace needs it. Inside, `live` makes the jail, seals Python's imports, and runs the master, as
+the first process there if the jail has a pid namespace. The two talk over a socketpair, in packets
+of words parted by NUL bytes: from inside `place PATH DEVICE INODE KIND`, `entered`, `ready`,
+`reload`, `failed CODE TEXT` and `finished CODE`; from outside `go`, and `log` with the descriptor
+of a log file that was opened again. Its end tells each side that the other is dead.
 
-Rule: of the descriptors of before the pivot the jail has 0, 1 and 2, its end of the socketpair,
-/dev/null, and the spawner's (the helper program, the master's own pidfd): each is a door.
+Rule: of the descriptors of before the change of root the jail has 0, 1 and 2, its end of the
+socketpair, /dev/null, and the spawner's (the helper program, the master's own pidfd): each is a
+door.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ from lowsuper.kernel.privilege import resolve, resolve_master
 from lowsuper.kernel.root import Place
 from lowsuper.kernel.spawn import Spawner, wait_readable
 from lowsuper.kernel.watch import Watcher
-from lowsuper.model import ChangeDirectory, EnvChange, Origin, Problem, SetVariable
+from lowsuper.model import NAMESPACE, ChangeDirectory, EnvChange, Origin, Problem, SetVariable
 from lowsuper.plan import FdSource, build_environment, change_environment
-from lowsuper.units import SECOND
+from lowsuper.units import SECOND, Ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ SIGKILL, SIGTERM, SIGCHLD = 9, 15, 17
 SIGNALS = (1, 2, 3, 10, 12, 15, 17)  # HUP INT QUIT USR1 USR2 TERM CHLD
 EXIT_FAILED = 125
 PACKET = 8192
-TIMER = "jail"
+TIMER, REST_TIMER = "jail", "rest"
+REST_PATIENCE = 2 * SECOND  # for what ends with a master that has died
 _ACCOUNTS = ("/etc/passwd", "/etc/group")
 
 PRELOAD = (
@@ -130,12 +132,12 @@ def examine(spec: MasterSpec) -> None:
         PlanError: a user or group is not known in it.
     """
     made = spec.jail
-    outside = (*jail.OUTSIDE_BEFORE, *jail.OUTSIDE_AFTER)
-    if made is None or any(hook.phase in outside for hook in spec.hooks):
+    outside = (*jail.OUTSIDE_BEFORE, *jail.AFTER)
+    if made is None or made.root is None or any(hook.phase in outside for hook in spec.hooks):
         return
     if not os.path.isdir(made.root):
-        origin = next((each for each in reversed(spec.origins) if each.key == "namespace"), None)
-        origin = origin or Origin("command line", 0, "namespace", made.root)
+        origin = next((each for each in reversed(spec.origins) if each.key == made.way), None)
+        origin = origin or Origin("command line", 0, made.way, made.root)
         reason = f"there is no directory {made.root}"
         raise ConfigError([Problem(origin, reason, advice="make it first")])
     if any(keep.target == "/etc" or keep.target in _ACCOUNTS for keep in made.keeps):
@@ -184,6 +186,7 @@ class Warden:
         self._pidfiles: set[str] = set()
         self._put_env: list[EnvChange] = []  # by hooks
         self._jail: _Inmate | None = None
+        self._dead: tuple[_Inmate, JailEnded] | None = None  # but not all that was in it
         # Once, at the start: the way back from a pid namespace that was only for a child.
         self._own_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._own_pidfd = os.pidfd_open(os.getpid())
@@ -251,6 +254,8 @@ class Warden:
             if callback is not None:
                 callback()
             os.waitpid(pid, os.WNOHANG)
+        if self._dead is not None and is_childless():
+            self._bury()
 
     def _on_message(self) -> None:
         """Take what the jail says; at its end the process tells more than the socket does."""
@@ -265,8 +270,24 @@ class Warden:
         self._jail = None
         self._loop.unwatch(inmate.pidfd)
         self._loop.unwatch(inmate.channel.fileno())
-        self._queue.append(inmate.end())
-        for problem in root.remove_places(inmate.root, inmate.places):
+        ended = inmate.end()
+        self._dead = inmate, ended
+        if "pid" in inmate.made.namespaces or ended.code is not None or is_childless():
+            self._bury()
+        else:
+            # Without a pid namespace the rest is killed by the shims and the guard of its master,
+            # who are our children now. Smart daemons may be, too, and those live on.
+            at = Ns(self._loop.now() + REST_PATIENCE)
+            self._loop.set_timer(REST_TIMER, at, self._bury)
+
+    def _bury(self) -> None:
+        """The jail is dead, and all that does not outlive it."""
+        assert self._dead is not None
+        inmate, ended = self._dead
+        self._dead = None
+        self._loop.cancel_timer(REST_TIMER)
+        self._queue.append(ended)
+        for problem in root.remove_places(inmate.made.root or "/", inmate.places):
             self.say_line(problem)
 
     # Actions.
@@ -315,11 +336,12 @@ class Warden:
                 raise AssertionError(action)
 
     def _make(self) -> None:
-        assert self._spec.jail is not None, "a reload keeps it"
+        made = self._spec.jail
+        assert made is not None, "a reload keeps it"
         self._log.flush()  # what is buffered must not be written twice
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
-            pid = self._fork()
+            pid = self._fork("pid" in made.namespaces)
         except OSError:
             ours.close()
             theirs.close()
@@ -331,12 +353,15 @@ class Warden:
                 os._exit(EXIT_FAILED)
         theirs.close()
         ours.setblocking(False)
-        self._jail = inmate = _Inmate(pid, ours, self._spec.jail)
+        self._jail = inmate = _Inmate(pid, ours, made)
         self._loop.watch(inmate.pidfd, READ, self._on_jail_end)
         self._loop.watch(ours.fileno(), READ, self._on_message)
 
-    def _fork(self) -> int:
-        """Fork the first process of a new pid namespace; return as os.fork does."""
+    def _fork(self, is_first: bool) -> int:
+        """Fork, as the first process of a new pid namespace or not; return as os.fork does."""
+        if not is_first:
+            native.set_child_subreaper()  # what is left when it has died comes to us
+            return os.fork()
         pid = -1
         mount.unshare(mount.NEWPID)
         try:
@@ -484,10 +509,10 @@ class Warden:
 class _Inmate:
     """A jail as it is seen from outside: its first process, and what that has said."""
 
-    __slots__ = ("_code", "_failure", "channel", "pid", "pidfd", "places", "root")
+    __slots__ = ("_code", "_failure", "channel", "made", "pid", "pidfd", "places")
 
     def __init__(self, pid: int, channel: _socket.socket, made: Jail) -> None:
-        self.pid, self.channel, self.root = pid, channel, made.root
+        self.pid, self.channel, self.made = pid, channel, made
         self.pidfd = os.pidfd_open(pid)  # our child that nobody has reaped
         self.places: list[Place] = []
         self._code: int | None = None
@@ -536,7 +561,7 @@ class _Inmate:
 
 
 def live(spec: MasterSpec, channel_fd: int, outer_pidfd: int, supervise: Supervise) -> None:
-    """Make the jail around this process, the first of its pid namespace, and run the master.
+    """Make the jail around this process, and run the master.
 
     Does not return.
     """
@@ -553,7 +578,9 @@ def live(spec: MasterSpec, channel_fd: int, outer_pidfd: int, supervise: Supervi
         code = _enter_and_run(spec, channel, supervise)
     except PlanError as error:
         text, code = _explain(error.problem), error.exit_code
-    except (LowsuperError, OSError) as error:
+    except LowsuperError as error:
+        text, code = f"the jail: {error}", error.exit_code
+    except OSError as error:
         text, code = f"the jail: {error}", EXIT_FAILED
     except Exception as error:  # a bug; `traceback` may not be at hand
         text, code = f"the jail: {format_traceback(error)}", EXIT_FAILED
@@ -573,8 +600,10 @@ def _explain(problem: Problem) -> str:
 
 
 def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervise) -> int:
-    assert spec.jail is not None
-    preload(spec)
+    made = spec.jail
+    assert made is not None
+    if made.is_elsewhere:
+        preload(spec)
     spawner = Spawner()
     null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
@@ -582,9 +611,15 @@ def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervi
         kind = "directory" if place.is_directory else "file"
         _send(channel, "place", place.path, str(place.device), str(place.inode), kind)
 
-    root.enter(spec.jail, tell)
-    seal()
-    accounts.use_files(accounts.read_files("/"))
+    if made.way == NAMESPACE:
+        root.enter(made, tell)
+    else:
+        from lowsuper.kernel import ways
+
+        ways.enter(made, tell, lambda: _run_hooks(spec, spawner, null_fd))
+    if made.is_elsewhere:
+        seal()
+        accounts.use_files(accounts.read_files("/"))
     _send(channel, "entered")
     if channel.recv(PACKET) != b"go":
         os._exit(EXIT_FAILED)  # the process outside has ended
@@ -606,8 +641,19 @@ def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervi
         watch=(channel.fileno(), on_message),
         null_fd=null_fd,
     )
-    end_rest(spec.reload_mercy / SECOND)
+    if "pid" in made.namespaces:
+        end_rest(spec.reload_mercy / SECOND)
     return code
+
+
+def _run_hooks(spec: MasterSpec, spawner: Spawner, null_fd: int) -> None:
+    """Run the post-jail hooks that come before the change of root."""
+    assert spec.jail is not None
+    hooks = [hook for hook in spec.hooks if hook.phase in jail.AFTER]
+    if hooks and spec.jail.post_jail == "inside":
+        from lowsuper.kernel.phase import run_phase
+
+        run_phase(hooks, spec.env, Log(spec.log_date), spawner, null_fd)
 
 
 def _send(channel: _socket.socket, *words: str) -> None:
@@ -667,6 +713,15 @@ def seal() -> None:
     sys.path_hooks[:] = []
     sys.path_importer_cache.clear()
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter]
+
+
+def is_childless() -> bool:
+    """Tell whether this process has no child at all."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def format_traceback(error: BaseException) -> str:

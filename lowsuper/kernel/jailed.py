@@ -26,8 +26,9 @@ class JailFacts:
 
     def __init__(self, environ: Mapping[str, str], jail: Jail) -> None:
         """Keep the environment whose PATH counts."""
+        assert jail.root is not None
         self._path = environ.get("PATH", DEFAULT_PATH)
-        self._jail = jail
+        self._jail, self._root = jail, jail.root
         self._master = facts.read_own_identity()
 
     def find_outside(self, path: str) -> str:
@@ -37,12 +38,12 @@ class JailFacts:
         if kept:
             keep = max(kept, key=lambda each: len(each.target))
             return keep.source + path[len(keep.target) :]
-        root_fd = os.open(self._jail.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root_fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             flags = os.O_PATH | os.O_CLOEXEC
             fd = native.openat2(root_fd, path.lstrip("/") or ".", flags, resolve=_IN_ROOT)
         except OSError:
-            return f"{self._jail.root}{path}/."  # a link that leads nowhere is nothing, too
+            return f"{self._root}{path}/."  # a link that leads nowhere is nothing, too
         finally:
             os.close(root_fd)
         try:
@@ -61,7 +62,7 @@ class JailFacts:
         """Return whom to become, by the jail's own files; or raise PlanError."""
         if any(self._jail_shows(path) for path in ("/etc/passwd", "/etc/group")):
             return None
-        accounts.use_files(accounts.read_files(self._jail.root))
+        accounts.use_files(accounts.read_files(self._root))
         try:
             return facts.resolve_identity(user, group, origin, daemon, add_groups)
         finally:

@@ -15,6 +15,7 @@ from lowsuper.kernel.native import ffi, lib
 NEWNS = 0x00020000
 NEWUTS = 0x04000000
 NEWIPC = 0x08000000
+NEWCGROUP = 0x02000000
 NEWPID = 0x20000000
 NEWNET = 0x40000000
 
@@ -25,6 +26,7 @@ _OPEN_TREE_CLONE = 1
 _MOVE_FROM_FD = 0x04  # MOVE_MOUNT_F_EMPTY_PATH
 _MOVE_TO_FD = 0x40  # MOVE_MOUNT_T_EMPTY_PATH
 _PRIVATE = 1 << 18  # MS_PRIVATE
+_SLAVE = 1 << 19  # MS_SLAVE
 _MNT_DETACH = 2
 
 ATTR_RDONLY = 0x1
@@ -75,6 +77,18 @@ def make_private(path: str) -> None:
     """
     _succeed(
         lib.lowsuper_mount_setattr(AT_FDCWD, os.fsencode(path), _AT_RECURSIVE, 0, _PRIVATE),
+        "mount_setattr",
+        path,
+    )
+
+
+def make_slave(path: str) -> None:
+    """Let no mount at or below `path` spread to other namespaces, but go on to take theirs.
+
+    See mount_setattr(2); Linux 5.12.
+    """
+    _succeed(
+        lib.lowsuper_mount_setattr(AT_FDCWD, os.fsencode(path), _AT_RECURSIVE, 0, _SLAVE),
         "mount_setattr",
         path,
     )
@@ -136,6 +150,16 @@ def make_filesystem(
         return _succeed(lib.lowsuper_fsmount(context, attributes), "fsmount", kind)
     finally:
         os.close(context)
+
+
+def pivot_keeping(old_root: str) -> None:
+    """Make the working directory, which must be a mount, the root, and leave the old one in it.
+
+    Args:
+        old_root: a directory, relative to the working directory.
+    """
+    _succeed(lib.lowsuper_pivot_root(b".", os.fsencode(old_root)), "pivot_root", old_root)
+    os.chdir("/")
 
 
 def pivot_here() -> None:

@@ -42,7 +42,9 @@ class Place(Record):
 
 
 def enter(jail: Jail, tell: Callable[[Place], None]) -> None:
-    """Move this process, which must be single-threaded, into the jail for good.
+    """Move this process, which must be single-threaded, into a jail with namespaces for good.
+
+    The other ways into a jail are in `kernel.ways`.
 
     The descriptors that it has stay open: each is a door to the host, for the caller to close.
 
@@ -53,8 +55,10 @@ def enter(jail: Jail, tell: Callable[[Place], None]) -> None:
     Raises:
         KernelError: a step failed; this process is of no use any more.
     """
+    assert jail.root is not None
     network = mount.NEWNET if jail.net else 0
-    mount.unshare(mount.NEWNS | mount.NEWUTS | mount.NEWIPC | network)
+    cgroup = mount.NEWCGROUP if "cgroup" in jail.namespaces else 0
+    mount.unshare(mount.NEWNS | mount.NEWUTS | mount.NEWIPC | network | cgroup)
     mount.make_private("/")
     if jail.hostname is not None:
         _set_hostname(jail.hostname)
@@ -64,7 +68,7 @@ def enter(jail: Jail, tell: Callable[[Place], None]) -> None:
             tree_fd = _clone_kept(keep)
             if tree_fd >= 0:
                 trees.append((keep, tree_fd))
-        _change_root(jail)
+        _change_root(jail.root, jail.overlay)
         _attach_all(jail, trees, tell)
     finally:
         for _, tree_fd in trees:
@@ -100,21 +104,22 @@ def _clone_kept(keep: Keep) -> int:
     return tree_fd
 
 
-def _change_root(jail: Jail) -> None:
-    tree_fd = _make_overlay(jail.root) if jail.overlay else mount.clone_tree(jail.root)
+def _change_root(path: str, overlay: bool) -> None:
+    tree_fd = _make_overlay(path) if overlay else mount.clone_tree(path)
     try:
-        place_fd = _open_place(jail.root)
+        place_fd = open_place(path)
         try:
-            mount.attach(tree_fd, place_fd, jail.root)
+            mount.attach(tree_fd, place_fd, path)
         finally:
             os.close(place_fd)
-        os.chdir(jail.root)
+        os.chdir(path)
         mount.pivot_here()
     finally:
         os.close(tree_fd)
 
 
-def _open_place(path: str) -> int:
+def open_place(path: str) -> int:
+    """Return a directory, O_PATH, which the caller closes."""
     try:
         return os.open(path, _DIRECTORY)
     except OSError as error:
@@ -131,7 +136,7 @@ def _make_overlay(root: str) -> int:
         for name in ("upper", "work"):
             os.mkdir(name, dir_fd=fds[0])
             fds.append(os.open(name, _DIRECTORY, dir_fd=fds[0]))
-        fds.append(_open_place(root))
+        fds.append(open_place(root))
         status = os.fstat(fds[3])
         os.chmod(f"/proc/self/fd/{fds[1]}", stat.S_IMODE(status.st_mode))
         os.chown(f"/proc/self/fd/{fds[1]}", status.st_uid, status.st_gid)
@@ -154,7 +159,7 @@ def _make_overlay(root: str) -> int:
 def _attach_all(jail: Jail, trees: list[tuple[Keep, int]], tell: Callable[[Place], None]) -> None:
     """Mount /proc, then attach what is kept, in the new root."""
     points = _Points(_nobody if jail.overlay else tell)
-    proc_fd = mount.make_filesystem("proc", attributes=_PROC)
+    proc_fd = make_proc()
     try:
         points.attach(proc_fd, "/proc")
     finally:
@@ -162,6 +167,16 @@ def _attach_all(jail: Jail, trees: list[tuple[Keep, int]], tell: Callable[[Place
     points.own = read_mount_ids()
     for keep, tree_fd in trees:
         points.attach(tree_fd, keep.target)
+
+
+def make_proc() -> int:
+    """Return a fresh proc of our pid namespace, attached nowhere; the caller closes it."""
+    return mount.make_filesystem("proc", attributes=_PROC)
+
+
+def attach_proc(proc_fd: int, tell: Callable[[Place], None]) -> None:
+    """Attach a tree at /proc, whose directory is made, and told, where it is missing."""
+    _Points(tell).attach(proc_fd, "/proc")
 
 
 def _nobody(_place: Place) -> None:

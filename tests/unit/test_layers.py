@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "kernel.hooks": "errors events model plan units kernel",
     "kernel.surroundings": "errors events model plan",
     "kernel.facts": "errors model plan units kernel.accounts kernel.records kernel.trust",
+    "kernel.ways": "errors model record kernel",
+    "kernel.phase": "errors events model plan report kernel",
     "kernel.jailed": "model plan kernel",
     "kernel.privilege": "errors model plan kernel.facts",
     "kernel.world": "errors events model plan report kernel",
