@@ -13,8 +13,11 @@ from lowsuper import machine, master
 from lowsuper.errors import assert_never
 from lowsuper.events import (
     Announce,
+    AwaitReady,
     CancelTimer,
+    Concluded,
     ControlEnded,
+    DaemonConcluded,
     DaemonDown,
     DaemonEnded,
     DaemonSettled,
@@ -83,8 +86,14 @@ if TYPE_CHECKING:
         def spawn(self, spec: DaemonSpec, run: RunId) -> SpawnFailed | None:
             """Start a program; what failed at once is returned, the rest comes as events."""
 
-        def signal(self, name: str, run: RunId, signal: int) -> None:
-            """Send a signal to a daemon and its group, or to what it left behind."""
+        def signal(self, name: str, run: RunId, signal: int, *, group: bool = True) -> None:
+            """Send a signal to a daemon and, with `group`, its group; or to what it left."""
+
+        def await_ready(self, spec: DaemonSpec, run: RunId) -> None:
+            """See when a daemon is ready; Unready and Ready follow. Its next state ends that."""
+
+        def moved(self, name: str, state: State) -> None:
+            """Take note that a daemon is in another state now."""
 
         def kill(self, name: str, run: RunId) -> None:
             """SIGKILL everything of a daemon."""
@@ -174,6 +183,11 @@ class Supervisor:
         """The state of every daemon by name, in file order; read only."""
         return self._states
 
+    @property
+    def specs(self) -> Mapping[str, DaemonSpec]:
+        """The specification that each daemon was last started with, by name."""
+        return {name: daemon.spec for name, daemon in self._daemons.items()}
+
     def post(self, event: MasterEvent) -> None:
         """Queue an event for the master machine."""
         self._queue.append((None, event))
@@ -205,11 +219,13 @@ class Supervisor:
 
     def _step_daemon(self, name: str, daemon: Daemon, event: DaemonEvent) -> None:
         state, actions = machine.step(daemon.spec, daemon.state, event, self._effects.now())
-        daemon.state = self._states[name] = state
+        if state is not daemon.state:
+            daemon.state = self._states[name] = state
+            self._effects.moved(name, state)
         for action in actions:
             self._perform_daemon(name, daemon.spec, action)
 
-    def _perform_daemon(  # noqa: C901
+    def _perform_daemon(  # noqa: C901, PLR0912
         self, name: str, spec: DaemonSpec, action: DaemonAction
     ) -> None:
         effects = self._effects
@@ -226,14 +242,18 @@ class Supervisor:
                 effects.say(note)
             case Settled(ok=ok, first=first):
                 self._inner.append((None, DaemonSettled(name, ok, first)))
-            case Signal(run=run, signal=signal):
-                effects.signal(name, run, signal)
+            case Signal(run=run, signal=signal, group=group):
+                effects.signal(name, run, signal, group=group)
+            case AwaitReady(run=run):
+                effects.await_ready(spec, run)
             case KillDomain(run=run):
                 effects.kill(name, run)
             case Look() | Name() | Unname() | Leave():
                 self._perform_smart(name, spec, action)
             case WentDown(abandoned=abandoned):
                 self._inner.append((None, DaemonDown(name, abandoned)))
+            case Concluded(failed=failed, status=status):
+                self._inner.append((None, DaemonConcluded(name, failed, status)))
             case ControlEnded(status=status):
                 self._inner.append((None, DaemonEnded(name, status)))
             case _:
@@ -262,14 +282,15 @@ class Supervisor:
         for action in actions:
             self._perform_master(action)
 
-    def _perform_master(self, action: MasterAction) -> None:
+    def _perform_master(self, action: MasterAction) -> None:  # noqa: C901
         effects = self._effects
         match action:
             case Tell(name=name, event=event):
-                if isinstance(event, Start):
+                if isinstance(event, Start) and name in self._wanted:
                     # Until now it was ended with the specification that it was started with.
                     self._daemons[name].spec = self._wanted[name]
-                self._inner.append((name, event))
+                if name in self._daemons:
+                    self._inner.append((name, self._complete(name, event)))
             case TellAll(event=event):
                 self._inner.extend(
                     (name, self._complete(name, event)) for name in reversed(self._daemons)

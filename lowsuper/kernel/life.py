@@ -129,7 +129,8 @@ class Life:
         if self._error_fd >= 0:
             self.on_outcome()
         self._main_gone = True
-        self._post(Exited(self.run, status, left))
+        oom = "" if self._leaf is None else self._leaf.find_oom()
+        self._post(Exited(self.run, status, left, oom))
 
     def on_exit(self) -> None:
         """Our child has ended; it stays a zombie until the loop comes to its SIGCHLD."""
@@ -204,15 +205,17 @@ class Life:
             return True
         return self._leaf is not None and self._leaf.is_populated()
 
-    def signal(self, signal: int) -> None:
-        """Signal the daemon's process and its group, or what is left of it."""
+    def signal(self, signal: int, *, group: bool = True) -> None:
+        """Signal the daemon's process and, with `group`, its group; or what is left of it."""
         if self.over:
             return
-        if self._child.channel_fd >= 0:
+        if not group and self._main_pidfd >= 0 and not self._main_gone:
+            process.signal_stranger(self._main_pidfd, signal, group=False)
+        elif self._child.channel_fd >= 0:
             send = spawn.send_signal_all if self._main_gone else spawn.send_signal
             send(self._child.channel_fd, signal)
         elif not self._main_gone:
-            process.send_signal(self._child.pidfd, signal, group=True)
+            process.send_signal(self._child.pidfd, signal, group=group)
         elif self._leaf is not None:
             self._leaf.signal(signal)
 
@@ -234,12 +237,14 @@ class Life:
     def take_leaf(self) -> Leaf | None:
         """Hand the empty leaf over to the next run, which saves it the making of one.
 
-        None if there is none, or if it was ever killed: Linux 6.14 and later kill at birth what is
-        cloned into a leaf that has been killed more often than the cgroup of its parent.
+        None if there is none, or if limits were set in it, or if it was ever killed: Linux 6.14
+        and later kill at birth what is cloned into a leaf that has been killed more often than the
+        cgroup of its parent.
         """
-        if not self.over or self._killed:
+        if self._leaf is None or not self.over or self._killed or self._leaf.limited:
             return None
         leaf, self._leaf = self._leaf, None
+        leaf.forget_ooms()
         return leaf
 
     def release(self) -> None:

@@ -97,8 +97,8 @@ def _signal_group(pidfd: int, signal: int) -> None:
             os.killpg(pid, signal)
 
 
-def signal_stranger(pidfd: int, signal: int) -> bool:
-    """Send a signal to a process that need not be our child, and to the group that it leads.
+def signal_stranger(pidfd: int, signal: int, *, group: bool = True) -> bool:
+    """Send a signal to a process that need not be our child and, with `group`, to that it leads.
 
     With PIDFD_SIGNAL_PROCESS_GROUP (Linux 6.9) the kernel takes the group from the very object
     that the pidfd stands for (its struct pid), never from a number that another process may have
@@ -112,11 +112,11 @@ def signal_stranger(pidfd: int, signal: int) -> bool:
     Raises:
         KernelError: EPERM, EINVAL: no such signal.
     """
-    for group in (True, False):
+    for whole in (True, False) if group else (False,):
         try:
-            native.pidfd_send_signal(pidfd, signal, group=group)
+            native.pidfd_send_signal(pidfd, signal, group=whole)
         except KernelError as error:
-            if error.errno not in (ESRCH, EINVAL) or (error.errno == EINVAL and not group):
+            if error.errno not in (ESRCH, EINVAL) or (error.errno == EINVAL and not whole):
                 raise
         else:
             return True

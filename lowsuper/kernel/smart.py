@@ -73,11 +73,16 @@ class LeafDomain:
         """Take over the leaves; `on_change` is called when they may be empty."""
         self._loop, self._leaves, self.rung = loop, leaves, "cgroup"
         for leaf in leaves:
+            leaf.forget_ooms()
             loop.watch(leaf.events_fd(), URGENT, on_change)
 
     def is_empty(self) -> bool:
         """Return whether no live process is in them."""
         return not any(leaf.is_populated() for leaf in self._leaves)
+
+    def find_oom(self) -> str:
+        """Return which memory was out when a process in them was killed for that, or ""."""
+        return next(filter(None, (leaf.find_oom() for leaf in self._leaves)), "")
 
     def signal(self, signal: int) -> None:
         """Send a signal to every process in them."""
@@ -334,7 +339,7 @@ class SmartLife:
         self._told = True
         left = self._is_left()
         self.over = not left
-        self._post(Exited(self.run, status, left))
+        self._post(Exited(self.run, status, left, self._find_oom()))
         is_late = status is None and self._patience < REAP_PATIENCE
         if is_late and process.tells_status(self._pidfd):
             pid = self.pid
@@ -350,6 +355,12 @@ class SmartLife:
         key = f"{self.name}.{self.run}"
         wait_for_reaping(self._loop, os.dup(self._pidfd), key, patience, tell)
 
+    def _find_oom(self) -> str:
+        """Return which memory was out when processes of it were killed for that, or ""."""
+        if self._launch is not None and self._launch.leaf is not None:
+            return self._launch.leaf.find_oom()
+        return self._domain.find_oom() if isinstance(self._domain, LeafDomain) else ""
+
     def _is_left(self) -> bool:
         """Return whether processes of the domain are there, the named one having ended."""
         if self._launch is not None:
@@ -358,12 +369,12 @@ class SmartLife:
 
     # What is done to it.
 
-    def signal(self, signal: int) -> None:
-        """Signal the named process and its group; if it has ended, all that it left."""
+    def signal(self, signal: int, *, group: bool = True) -> None:
+        """Signal the named process and, with `group`, its group; if it has ended, what it left."""
         if self._pidfd >= 0 and not self._ended:
-            process.signal_stranger(self._pidfd, signal)
+            process.signal_stranger(self._pidfd, signal, group=group)
         elif self._launch is not None:
-            self._launch.signal(signal)
+            self._launch.signal(signal, group=group)
         elif self._domain is not None and not self.over:
             self._domain.signal(signal)
 

@@ -33,10 +33,11 @@ from lowsuper.events import (
 from lowsuper.kernel import native, process
 from lowsuper.kernel.domain import Domains
 from lowsuper.kernel.fifo import MasterFifo
+from lowsuper.kernel.instance import Door
 from lowsuper.kernel.life import Life
 from lowsuper.kernel.limits import find_limits
 from lowsuper.kernel.log import Log
-from lowsuper.kernel.logs import plan_output
+from lowsuper.kernel.logs import has_managed, plan_output
 from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.native import HIGH_FD
 from lowsuper.kernel.privilege import become, resolve, resolve_master
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
     from lowsuper.kernel.adoption import Governor
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.hooks import Hooks
+    from lowsuper.kernel.instance import Claim
+    from lowsuper.kernel.logger import Logger
+    from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.smart import SmartLife
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
@@ -89,6 +93,7 @@ class World:
         spawner: Spawner | None = None,
         watch: tuple[int, Callable[[], None]] | None = None,
         null_fd: int = -1,
+        claim: Claim | None = None,
     ) -> None:
         """Prepare everything that the first start needs.
 
@@ -100,6 +105,7 @@ class World:
             spawner: where the helper program is out of reach by now; else one is made.
             watch: a descriptor, and what is called whenever it is readable.
             null_fd: /dev/null, which a jail may not have; -1: to be opened here.
+            claim: what makes it the only master of its kind; None: others take care of that.
 
         Raises:
             LowsuperError: this machine lacks something, or another master is in the way.
@@ -113,6 +119,7 @@ class World:
         self._plans: dict[str, Prepared] = {}
         self._surroundings = Surroundings(self.say_line)
         self._pidfiles: set[str] = set()
+        self._dropped = False
         native.set_child_subreaper()
         come_before_daemons()
         self._loop = Loop()
@@ -129,16 +136,33 @@ class World:
         self._watcher = Watcher(self._loop)
         self._smart: Governor | None = None
         self._runner: Hooks | None = None
+        self._logger: Logger | None = None
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
         self._adopt(spec)
-        self._domains.prepare(spec)
+        self._domains.begin(spec)
         try:
             if resolve_master(spec) is None:
                 self._open_records(spec)
+                self._use_logs(spec)
             self._fifo.use(spec.master_fifo)
         except KernelError:
             self._domains.close()
             raise
+        self._door = None if claim is None else self._open_door(spec, claim)
+
+    def _open_door(self, spec: MasterSpec, claim: Claim) -> Door:
+        """Listen at the control socket."""
+        door = Door(claim, self._loop, self._watcher, self.say_line)
+        identity, owner = resolve_master(spec), None
+        if identity is not None or spec.control_owner is not None:
+            from lowsuper.kernel.peer import resolve_owner
+
+            owner = resolve_owner(spec, identity)
+        door.open(spec, self._on_knock, owner=owner)
+        return door
+
+    def _on_knock(self) -> None:
+        """Let somebody in who wants to ask or to steer."""
 
     def run(self, supervisor: Supervisor) -> int:
         """Run until the master has finished; return the exit code."""
@@ -181,9 +205,13 @@ class World:
         if self._smart is not None:
             self._smart.close()
         self._domains.close()
+        if self._door is not None:
+            self._door.close()
         self._watcher.close()
         self._spawner.close()
         self._log.drain()
+        if self._logger is not None:
+            self._logger.close()
         self._loop.close()
 
     def _remove_pidfiles(self) -> None:
@@ -234,9 +262,15 @@ class World:
         try:
             self._keep_reserve()
             _, plan, packed, rung = self._prepare(spec)
-            if rung == "cgroup":
+            if leaf is not None and (spec.cgroup or rung != "cgroup"):
+                # Limits, and the counts of what met them, are those of one run.
+                leaf.release()
+                leaf = None
+            if rung == "cgroup" or spec.cgroup:
                 leaf = leaf or self._domains.make_leaf(f"{name}.{run}", smart=is_smart)
-                if is_smart:
+                if spec.cgroup:
+                    self._domains.limit(leaf, spec.cgroup)
+                if is_smart and rung == "cgroup":
                     self._governor.launching(spec, leaf)
                 child = self._spawner.spawn(
                     plan,
@@ -245,16 +279,14 @@ class World:
                     packed=packed,
                 )
             else:
-                if leaf is not None:
-                    leaf.release()
-                    leaf = None
                 child = self._spawner.spawn(plan, packed=packed)
         except OSError as error:
             if leaf is not None:
                 leaf.release()
             call = error.call if isinstance(error, KernelError) else "open"
             subject = error.subject if isinstance(error, KernelError) else str(error.filename or "")
-            return SpawnFailed(run, call, error.errno or 0, subject, cloned=False)
+            advice = error.advice if isinstance(error, KernelError) else ""
+            return SpawnFailed(run, call, error.errno or 0, subject, cloned=False, advice=advice)
 
         self._last_pidfd = child.pidfd
         if is_smart:
@@ -338,7 +370,7 @@ class World:
         master = self._supervisor.spec
         rung, role = self._domains.choose(spec, master)
         stdin = 0 if spec.stdin or master.daemons_honour_stdin else self._null_fd
-        output, log_path = plan_output(spec, self._null_fd)
+        output, log_path = plan_output(spec, self._null_fd, self._logger)
         plan = build_plan(
             spec.name,
             spec.command,
@@ -358,9 +390,16 @@ class World:
         made = self._plans[spec.name] = spec, plan, pack(plan), rung
         return made
 
-    def signal(self, name: str, run: RunId, signal: int) -> None:
-        """Send a signal to a daemon and its group, or to what it left behind."""
-        self._act(name, run, lambda life: life.signal(signal))
+    def signal(self, name: str, run: RunId, signal: int, *, group: bool = True) -> None:
+        """Send a signal to a daemon and, with `group`, its group; or to what it left behind."""
+        self._act(name, run, lambda life: life.signal(signal, group=group))
+
+    def await_ready(self, spec: DaemonSpec, run: RunId) -> None:
+        """See when a daemon is ready; Unready and Ready follow. Its next state ends that."""
+        raise AssertionError("no key asks for it")
+
+    def moved(self, name: str, state: State) -> None:
+        """Take note that a daemon is in another state now."""
 
     def kill(self, name: str, run: RunId) -> None:
         """SIGKILL everything of a daemon."""
@@ -469,6 +508,7 @@ class World:
         if spec is None:
             return None
         try:
+            self._domains.renew(spec)
             self._open_records(spec)
         except LowsuperError as error:
             self.say_line(f"{error}; nothing was changed")
@@ -478,6 +518,8 @@ class World:
     def use(self, spec: MasterSpec) -> None:
         """Adopt a new configuration: identities, environment, directory, logs, watched files."""
         self._adopt(spec)
+        if self._dropped or resolve_master(spec) is None:
+            self._use_logs(spec)
         try:
             self._fifo.use(spec.master_fifo)
         except KernelError as error:
@@ -496,6 +538,8 @@ class World:
         ]
         watched += [(path, self._reloader(path)) for path in spec.touch_reload]
         watched += [(hook.path, self._hooker(hook)) for hook in spec.hooks if hook.path]
+        for byte, paths in (("L", spec.touch_logrotate), ("l", spec.touch_logreopen)):
+            watched += [(path, self._commander(byte)) for path in paths]
         pidfiles = [
             (os.path.abspath(daemon.pidfile), self._looker(daemon.name))
             for daemon in spec.daemons
@@ -506,6 +550,16 @@ class World:
         for problem in self._watcher.replace(watched, pidfiles):
             self.say_line(problem)
 
+    def _use_logs(self, spec: MasterSpec) -> None:
+        """Let the log process have the logs of a configuration; without any it costs nothing."""
+        if self._logger is None:
+            if not has_managed(spec):
+                return
+            from lowsuper.kernel.logger import Logger
+
+            self._logger = Logger(self._loop, self._spawner, self._log, self.say_line)
+        self._logger.use(spec, self._identities)
+
     def _toucher(self, name: str, path: str) -> Callable[[], None]:
         return lambda: self._supervisor.post_daemon(name, Touched(path))
 
@@ -514,6 +568,9 @@ class World:
 
     def _reloader(self, path: str) -> Callable[[], None]:
         return lambda: self._supervisor.post(ReloadTouched(path))
+
+    def _commander(self, byte: str) -> Callable[[], None]:
+        return lambda: self._supervisor.post(FifoByte(byte))
 
     def _hooker(self, hook: Hook) -> Callable[[], None]:
         return lambda: self._supervisor.post(HookTouched(hook))
@@ -543,15 +600,27 @@ class World:
         self._domains.delegate(identity.uid, identity.gid)
         if has_smart(spec):
             self._governor.prepare_for(spec, identity)
+        if has_managed(spec):
+            from lowsuper.kernel import logger
+
+            logger.prepare_for(spec, identity)
         become(identity)
+        self._dropped = True
         self._open_records(spec)
         self._surroundings.follow(identity)
         self._plans.clear()
         if spec.logto2:
             self._log.open(spec.logto2)
+        self._use_logs(spec)
 
     def reopen_logs(self, rotate: bool) -> None:
-        """Open the log file again."""
+        """Open the log file again, and those that the log process writes."""
+        if (
+            self._logger is not None
+            and self._logger.act(rotate=rotate)
+            and (self._log.is_poured or self._log.path is None)
+        ):
+            return
         self._log.reopen(rotate)
 
     def select_fifo(self, slot: int) -> None:

@@ -12,7 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lowsuper import events, master
 from lowsuper.events import (
     Announce,
+    Asked,
     Boot,
+    DaemonConcluded,
     DaemonDown,
     DaemonEnded,
     DaemonSettled,
@@ -20,6 +22,7 @@ from lowsuper.events import (
     FifoByte,
     Finish,
     Forget,
+    Halt,
     HookEnded,
     HookTouched,
     Kill,
@@ -30,6 +33,7 @@ from lowsuper.events import (
     MasterStops,
     Reload,
     ReloadTouched,
+    Restart,
     RunHook,
     SayMaster,
     Signalled,
@@ -38,8 +42,8 @@ from lowsuper.events import (
     Tell,
     TellAll,
 )
-from lowsuper.machine import Backoff, Down, Starting, Stopping, Up
-from lowsuper.master import BOOTING, ENDED, RELOADING, RUNNING, STOPPING, Master, step
+from lowsuper.machine import Backoff, Down, Over, Starting, Stopping, Up
+from lowsuper.master import BOOTING, ENDED, RELOADING, RUNNING, STOPPING, Master, order, step
 from lowsuper.model import Command, DaemonSpec, Exec, Exit, Hook, MasterSpec, Origin, Print
 from lowsuper.state import dump, load
 
@@ -52,17 +56,16 @@ SIGNALS = st.sampled_from([1, 1, 1, 10, 12])
 STOPS = st.sampled_from([Signalled(15), Signalled(2), FifoByte("q"), FifoByte("Q")])
 
 
-def build_spec(names, hooks, **fields):
+def build_spec(names, hooks, kinds=("after", "requires"), **fields):
     daemons = tuple(
         DaemonSpec(
             name,
             Command(name, (name,)),
             ORIGIN,
-            after=tuple(names[:1]) if late else (),
+            **({key: tuple(names[:1])} if index > 1 and (key := kinds[index % 2]) else {}),
             pidfile=f"/{name}" if name in SMART else None,
         )
         for index, name in enumerate(names)
-        for late in [index > 1]
     )
     return MasterSpec("m", daemons=daemons, hooks=tuple(hooks), **fields)
 
@@ -77,14 +80,19 @@ SPECS = st.builds(
     build_spec,
     st.lists(st.sampled_from(NAMES), unique=True),
     st.lists(HOOKS, max_size=3, unique=True),
+    kinds=st.sampled_from([("after", "requires"), ("wants", "requires"), ("", "")]),
     user=st.sampled_from([None, "www"]),
     die_on_term=st.booleans(),
     exit_on_reload=st.sampled_from([False, False, False, True]),
 )
 CLASSES = (Master, Hook, Exec, Exit, Print, Command, Origin)
 UP = Up(1, 0, 1, 7)
-STATES = st.sampled_from([Down(), Starting(1, 0, 1), UP, Stopping(1, 0, 0, 0, 1, 7, "down")])
+VERBS = ("start", "stop", "restart", "try-restart", "reset-failed")
+STATES = st.sampled_from(
+    [Down(), Over(1, "failed", 256), Starting(1, 0, 1), UP, Stopping(1, 0, 0, 0, 1, 7, "down")]
+)
 TASKS = st.sampled_from(["pidfiles", "drop", "pidfiles2", "start", "drain", "started", "finish"])
+NAMED = st.lists(st.sampled_from(NAMES)).map(tuple)
 MASTERS = st.builds(
     Master,
     phase=st.sampled_from([BOOTING, RUNNING, RELOADING, STOPPING, ENDED]),
@@ -101,6 +109,8 @@ MASTERS = st.builds(
     asked=st.booleans(),
     impatient=st.booleans(),
     code=st.sampled_from([0, 1, 125]),
+    held=NAMED,
+    returning=NAMED,
 )
 EVENTS = st.one_of(
     st.sampled_from([Boot(), ReloadTouched("/"), Loaded(), LoadRefused()]),
@@ -111,6 +121,8 @@ EVENTS = st.one_of(
     st.builds(DaemonSettled, st.sampled_from(NAMES), st.booleans(), st.booleans()),
     st.builds(DaemonDown, st.sampled_from(NAMES), st.booleans()),
     st.builds(DaemonEnded, st.sampled_from(NAMES), st.integers(0, 65535)),
+    st.builds(DaemonConcluded, st.sampled_from(NAMES), st.booleans(), st.none() | st.just(256)),
+    st.builds(Asked, st.sampled_from([*VERBS, "reload", "shutdown", "kill"]), NAMED),
 )
 
 
@@ -141,6 +153,8 @@ class MasterMachine(RuleBasedStateMachine):
         self.daemons = dict.fromkeys((d.name for d in spec.daemons), Down())
         self.left = []  # smart daemons that were let go of, which is not told yet
         self.first = set()  # whose first attempt is not settled
+        self.held = set()  # what somebody has stopped
+        self.again = set()  # what is on its way down, and is to come back
         self.hook = None
         self.code = None
         self.stopped = self.dropped = False
@@ -160,22 +174,34 @@ class MasterMachine(RuleBasedStateMachine):
     def perform(self, action):  # noqa: C901
         assert self.code is None, "after the end"
         match action:
-            case Tell(name=name, event=Start()):
+            case Tell(name=name, event=Start()) if isinstance(self.daemons[name], Down | Over):
                 assert not self.stopped, "started while it stops"
-                assert isinstance(self.daemons[name], Down), "started beside itself"
+                assert name not in self.held, "started what somebody has stopped"
                 assert self.hook is None or self.hook.phase == "touch", "started before its hook"
                 self.daemons[name] = Starting(1, 0, 1, first=True)
                 self.first.add(name)
-            case TellAll(event=Stop() | Reload() | Kill()):
-                for name, state in self.daemons.items():
-                    if isinstance(state, Up) and name in SMART:
-                        self.daemons[name] = Down(1)
-                        self.left.append(name)
-                    elif not isinstance(state, Down):
-                        self.daemons[name] = Stopping(1, 0, 0, 0, 1, 7, "down")
-                        # What is stopped before it was up has failed.
+            case Tell(name=name, event=Start()):
+                assert isinstance(self.daemons[name], Stopping), "started beside itself"
+                if self.daemons[name].then == "down":
+                    self.again.add(name)
+            case TellAll(event=Stop() | Reload() | Kill() as event):
+                for name in self.daemons:
+                    self.tell_end(name, event)
+            case Tell(name=name, event=Stop() | Reload() | Halt() as event):
+                later = [
+                    each.name
+                    for each in self.spec.daemons
+                    if name in (*each.requires, *each.after) and self.stopped
+                ]
+                gone = all(isinstance(self.daemons[each], Down | Over) for each in later)
+                assert gone, "ended before those that come after it"
+                self.tell_end(name, event)
+            case Tell(name=name, event=Restart()):
+                assert isinstance(self.daemons[name], Up | Starting | Stopping | Backoff)
+                if isinstance(self.daemons[name], Stopping) and self.daemons[name].then == "down":
+                    self.again.add(name)
             case Forget(name=name):
-                assert isinstance(self.daemons.pop(name), Down)
+                assert isinstance(self.daemons.pop(name), Down | Over)
                 assert name not in {daemon.name for daemon in self.spec.daemons}
             case RunHook(hook=hook):
                 assert self.hook is None, "two hooks at once"
@@ -198,18 +224,31 @@ class MasterMachine(RuleBasedStateMachine):
             case SayMaster(note=MasterStops(count=count, smart=smart)):
                 assert count >= 0
                 assert smart >= 0
-                alive = [name for name, s in self.daemons.items() if not isinstance(s, Down)]
+                alive = [n for n, s in self.daemons.items() if not isinstance(s, Down | Over)]
                 assert count + smart == len(alive)
             case Finish():
                 assert self.stopped
                 assert self.hook is None
-                assert all(isinstance(state, Down) for state in self.daemons.values())
+                assert all(isinstance(state, Down | Over) for state in self.daemons.values())
                 self.code = action.code
             case _:
                 pass
         self.stopped = self.stopped or self.state.phase in (STOPPING, ENDED)
 
     loading = reloaded = False
+
+    def tell_end(self, name, event):
+        state = self.daemons[name]
+        self.again.discard(name)
+        then = "reloaded" if isinstance(event, Reload) else "down"
+        if isinstance(state, Up) and name in SMART and not isinstance(event, Halt):
+            self.daemons[name] = Down(1)
+            self.left.append(name)
+        elif isinstance(state, Over):
+            self.daemons[name] = Down(1)
+        elif not isinstance(state, Down):
+            self.daemons[name] = Stopping(1, 0, 0, 0, 1, 7, then)
+            # What is stopped before it was up has failed.
 
     def ask(self, event):
         self.send(event)
@@ -220,6 +259,7 @@ class MasterMachine(RuleBasedStateMachine):
                 continue
             before = self.spec
             self.spec, self.reloaded = self.next_spec, True
+            self.held &= {daemon.name for daemon in self.spec.daemons}
             placed = {d.name: self.daemons.get(d.name, Down()) for d in self.spec.daemons}
             self.daemons = placed | {
                 name: state for name, state in self.daemons.items() if name not in placed
@@ -284,8 +324,40 @@ class MasterMachine(RuleBasedStateMachine):
         if name in self.first:
             self.first.discard(name)
             self.ask(DaemonSettled(name, ok=False, first=True))
+        if name in self.again:
+            self.again.discard(name)
+            self.daemons[name] = Starting(2, 0, 1)
+            return
         self.daemons[name] = Down(1)
         self.ask(DaemonDown(name, abandoned and self.stopped))
+
+    @precondition(lambda self: self.code is None and not self.stopped)
+    @rule(verb=st.sampled_from(VERBS), names=st.lists(st.sampled_from(NAMES), min_size=1))
+    def steer(self, verb, names):
+        known = {daemon.name for daemon in self.spec.daemons}
+        named = tuple(name for name in dict.fromkeys(names) if name in known)
+        if verb == "stop":
+            self.held |= set(order.with_dependents(self.spec, named))
+        elif verb == "restart":
+            self.held -= set(named)
+            there = [n for n in named if not isinstance(self.daemons[n], Down | Over)]
+            self.held -= set(order.with_required(self.spec, [n for n in named if n not in there]))
+        elif verb == "start":
+            self.held -= set(order.with_required(self.spec, named))
+        self.ask(Asked(verb, tuple(names)))
+
+    @rule(data=st.data(), failed=st.booleans())
+    def conclude(self, data, failed):
+        """One is given up, or has done what it was to do."""
+        ups = [name for name, s in self.daemons.items() if isinstance(s, Up | Backoff)]
+        if ups and self.code is None:
+            name = data.draw(st.sampled_from(ups))
+            first = name in self.first
+            self.first.discard(name)
+            self.daemons[name] = Over(1, "failed" if failed else "exited", 256)
+            if first:
+                self.ask(DaemonSettled(name, not failed, first=True))
+            self.ask(DaemonConcluded(name, failed, 256))
 
     @rule(data=st.data(), ok=st.booleans())
     def settle(self, data, ok):
@@ -311,7 +383,7 @@ class MasterMachine(RuleBasedStateMachine):
     @invariant()
     def books_are_right(self):
         if hasattr(self, "state"):
-            alive = sum(not isinstance(state, Down) for state in self.daemons.values())
+            alive = sum(not isinstance(state, Down | Over) for state in self.daemons.values())
             assert self.state.alive == alive
             assert self.state.hook == self.hook
             assert self.announced <= 1
@@ -328,8 +400,10 @@ class MasterMachine(RuleBasedStateMachine):
             assert Up in kinds, "it waits for nothing"
         elif self.state.phase != ENDED:
             assert self.state.phase == RUNNING, self.state
-            wanted = {daemon.name for daemon in self.spec.daemons}
-            assert wanted == {name for name, s in self.daemons.items() if isinstance(s, Up)}
+            absent = self.held | {n for n, s in self.daemons.items() if isinstance(s, Over)}
+            absent = set(order.with_dependents(self.spec, absent))
+            wanted = {daemon.name for daemon in self.spec.daemons} - absent
+            assert wanted <= {name for name, s in self.daemons.items() if isinstance(s, Up)}
 
     def teardown(self):
         if hasattr(self, "trace"):

@@ -522,7 +522,7 @@ class Governor:
     def is_changed(self, name: str, path: str) -> bool:
         """Return whether the daemon's next instance is not looked for at this path."""
         wanted = {spec.name: spec.pidfile for spec in self.world.spec_now.daemons}
-        moved = self.world.moved and not path.startswith("/")
+        moved = self.world.relocated and not path.startswith("/")
         return name in wanted and (moved or wanted[name] != path)
 
     def _check_deadline(self, life: Life) -> None:

@@ -30,7 +30,7 @@ from lowsuper.events import (
     Timer,
     Touched,
 )
-from lowsuper.machine import Down, Up
+from lowsuper.machine import Down, Starting, Up
 from lowsuper.machine.states import ASKING, DOUBTING
 from lowsuper.master import ENDED
 from lowsuper.model import Command, DaemonSpec, Exec, Hook, MasterSpec, Origin, fill_in
@@ -125,7 +125,7 @@ class World:
         self.timers: dict[str, tuple[int, int]] = {}
         self.hook: Hook | None = None
         self.dead = False
-        self.moved = False  # to another directory, by the last reload
+        self.relocated = False  # to another directory, by the last reload
         self.supervisor = Supervisor(self.spec, self)
 
     # What the tests do.
@@ -325,7 +325,11 @@ class World:
             if not life.main:
                 self._post(life, Emptied(life.run))
 
-    def signal(self, name: str, run: int, signal: int) -> None:
+    def moved(self, name: str, state) -> None:
+        if isinstance(state, Starting) and state.first:
+            self.requested[name] = self.time  # by the master, be it at the end of a reload
+
+    def signal(self, name: str, run: int, signal: int, *, group: bool = True) -> None:
         self.log(f"{name}.{run}: signal {signal}")
         smart = self.governor.life_of(name, run)
         if smart is not None:
@@ -442,7 +446,7 @@ class World:
         return self.next_spec
 
     def use(self, spec: MasterSpec) -> None:
-        self.moved = spec.chdir != self.spec_now.chdir
+        self.relocated = spec.chdir != self.spec_now.chdir
         self.done.append(("use", spec))
 
     def write_pidfiles(self, spec: MasterSpec, dropped: bool) -> None:

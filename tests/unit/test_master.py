@@ -10,14 +10,18 @@ from lowsuper import events, master
 from lowsuper.events import (
     AllStarted,
     Announce,
+    Asked,
     Boot,
+    DaemonConcluded,
     DaemonDown,
     DaemonEnded,
+    DaemonNeeds,
     DaemonSettled,
     DropPrivileges,
     FifoByte,
     Finish,
     Forget,
+    Halt,
     HookEnded,
     HookFailed,
     HookPrints,
@@ -37,6 +41,8 @@ from lowsuper.events import (
     Reload,
     ReloadTouched,
     ReopenLogs,
+    Reset,
+    Restart,
     RunHook,
     SayMaster,
     SayStats,
@@ -48,7 +54,7 @@ from lowsuper.events import (
     TellAll,
     WritePidfiles,
 )
-from lowsuper.machine import Backoff, Down, Looking, Starting, Up
+from lowsuper.machine import Backoff, Down, Looking, Over, Starting, Stopping, Up
 from lowsuper.master import BOOTING, ENDED, RELOADING, RUNNING, STOPPING, Master, exit_code
 from lowsuper.model import (
     Command,
@@ -544,40 +550,207 @@ def test_dependent_when_the_other_is_ready_is_started(key):
 
 
 def test_dependent_when_the_other_fails_waits_until_it_is_up_later():
-    play = Play(config(daemon("a"), daemon("b", after=("a",))))
+    play = Play(config(daemon("a"), daemon("b", requires=("a",)), daemon("c", after=("b",))))
     play.step(Boot())
-    assert play.settle("a", ok=False) == []
+    assert notes(play.settle("a", ok=False)) == []  # c has to wait for the outcome of b
     play.daemons["a"] = UP
     assert play.step(DaemonSettled("a", ok=True, first=False)) == [Tell("b", Start())]
 
 
+def test_ready_does_not_wait_for_what_requires_a_daemon_that_failed():
+    play = Play(config(daemon("a"), daemon("b", requires=("a",))))
+    play.step(Boot())
+    assert notes(play.settle("a", ok=False)) == [AllStarted(2, 2, 0)]
+    play.daemons["a"] = UP
+    assert play.step(DaemonSettled("a", ok=True, first=False)) == [Tell("b", Start())]
+    assert (play.state.unsettled, play.state.blocked) == (1, ())
+
+
+@pytest.mark.parametrize("key", ["after", "wants"])
+def test_dependent_when_the_other_fails_and_is_not_required_is_started(key):
+    play = Play(config(daemon("a"), daemon("b", **{key: ("a",)})))
+    play.step(Boot())
+    assert play.settle("a", ok=False) == [Tell("b", Start())]
+
+
 @pytest.mark.parametrize("state", [UP.replace(ready=False), Starting(1, 0, 1), Down(1)])
 def test_dependent_when_one_of_two_is_not_ready_waits(state):
-    play = Play(config(daemon("a"), daemon("x"), daemon("b", after=("a", "x"))))
+    play = Play(config(daemon("a"), daemon("x"), daemon("b", requires=("a", "x"))))
     play.step(Boot())
     play.daemons["x"] = state
     assert play.settle("a") == []
 
 
-def test_dependent_when_it_is_down_later_than_the_other_is_up_again_is_started():
+def test_reload_of_daemons_with_an_order_ends_them_in_reverse_and_starts_them_again():
     play = Play(config(daemon("a"), daemon("b", after=("a",)))).boot()
     play.step(Signalled(HUP))
-    play.load(play.spec)
-    play.daemons["b"] = Starting(1, 0, 1)
+    assert play.load(play.spec) == [Tell("b", Reload())]
+    assert play.down("b") == [Tell("a", Reload())]
     assert play.down("a") == [Tell("a", Start())]
-    assert play.settle("a") == []
-    assert play.down("b") == [Tell("b", Start())]
+    assert play.settle("a") == [Tell("b", Start())]
     assert play.state.alive == 2
 
 
-def test_dependent_when_it_is_down_first_waits():
+def test_stop_of_daemons_with_an_order_ends_them_in_reverse():
+    chain = (daemon("a"), daemon("b", requires=("a",)), daemon("x"), daemon("c", wants=("b",)))
+    play = Play(config(*chain)).boot()
+    assert acts(play.step(Signalled(TERM))) == [Tell("c", Stop()), Tell("x", Stop())]
+    assert play.down("x") == []
+    assert play.down("c") == [Tell("b", Stop())]
+    assert play.down("b") == [Tell("a", Stop())]
+    assert play.down("a")[-1] == Finish(0)
+
+
+def test_second_stop_of_daemons_with_an_order_kills_them_all_at_once():
     play = Play(config(daemon("a"), daemon("b", after=("a",)))).boot()
-    play.step(Signalled(HUP))
-    play.load(play.spec)
-    play.daemons["a"] = Starting(1, 0, 1)
+    play.step(Signalled(TERM))
+    assert acts(play.step(Signalled(TERM))) == [TellAll(Kill())]
     assert play.down("b") == []
+    assert play.down("a")[-1] == Finish(0)
+
+
+def test_dependents_of_a_daemon_that_is_given_up_are_ended_or_not_started():
+    chain = (daemon("a"), daemon("b", requires=("a",)), daemon("c", requires=("b",)))
+    play = Play(config(*chain)).boot()
+    play.daemons["a"] = Over(1, "failed", 256)
+    done = play.step(DaemonConcluded("a", failed=True, status=256))
+    assert notes(done) == [DaemonNeeds("b", "a", True), DaemonNeeds("c", "a", True)]
+    assert acts(done) == [Tell("c", Halt())]
+    assert play.down("c") == [Tell("b", Halt())]
+    assert play.down("b") == []
+    assert play.state.alive == 0
+    assert play.state.phase == RUNNING
+
+
+def test_given_up_before_it_was_ready_lets_its_dependents_not_start():
+    play = Play(config(daemon("a"), daemon("b", requires=("a",))))
+    play.step(Boot())
+    assert notes(play.settle("a", ok=False)) == [AllStarted(2, 2, 0)]
+    play.daemons["a"] = Over(1, "failed", None)
+    done = play.step(DaemonConcluded("a", failed=True, status=None))
+    assert notes(done) == [DaemonNeeds("b", "a", False)]
+    assert (play.state.waiting, play.state.alive) == ((), 0)
+
+
+@pytest.mark.parametrize(("status", "code"), [(3 << 8, 3), (9, 137), (None, 1), (0, 1)])
+def test_given_up_with_on_give_up_exit_ends_the_master_with_its_code(status, code):
+    play = Play(config(daemon("a", on_give_up="exit"), daemon("b"))).boot()
+    play.daemons["a"] = Over(1, "failed", status)
+    done = play.step(DaemonConcluded("a", failed=True, status=status))
+    assert TellAll(Stop()) in done
+    assert play.down("b")[-1] == Finish(code)
+
+
+def test_oneshot_that_is_done_lets_those_that_require_it_start():
+    play = Play(config(daemon("a", kind="oneshot"), daemon("b", requires=("a",))))
+    play.step(Boot())
+    play.daemons["a"] = Over(1, "done", 0)
+    assert play.step(DaemonSettled("a", ok=True, first=True)) == [Tell("b", Start())]
+    assert play.step(DaemonConcluded("a", failed=False, status=0)) == []
+    assert play.state.alive == 1
+
+
+# What people ask of single daemons.
+
+
+def ask(play, verb, *names):
+    return acts(play.step(Asked(verb, names)))
+
+
+def test_asked_to_stop_one_holds_it_over_a_reload_until_it_is_started():
+    play = Play(config(daemon("a"), daemon("b"))).boot()
+    assert ask(play, "stop", "a") == [Tell("a", Halt())]
+    assert play.down("a") == []
+    play.step(Signalled(HUP))
+    assert play.load(play.spec) == [TellAll(Reload())]
+    assert play.down("b") == [Tell("b", Start())]
+    assert notes(play.settle("b")) == [MasterReloaded(0)]
+    assert ask(play, "start", "a") == [Tell("a", Start())]
+    assert play.settle("a") == []
+    assert (play.state.alive, play.state.held) == (2, ())
+
+
+def test_asked_to_start_what_runs_changes_nothing():
+    play = Play(config(daemon("a"))).boot()
+    before = play.state
+    assert ask(play, "start", "a") == []
+    assert play.state == before
+
+
+def test_asked_to_start_what_is_stopping_brings_it_back():
+    play = Play(config(daemon("a"))).boot()
+    ask(play, "stop", "a")
+    play.daemons["a"] = Stopping(1, 0, 0, 0, 1, 7, "down")
+    assert ask(play, "start", "a") == [Tell("a", Start())]
+    assert play.state.alive == 1
+
+
+def test_asked_to_start_starts_what_it_requires_first():
+    play = Play(config(daemon("a"), daemon("b", requires=("a",)))).boot()
+    ask(play, "stop", "a")
+    assert play.down("b") == [Tell("a", Halt())]
+    play.down("a")
+    assert ask(play, "start", "b") == [Tell("a", Start())]
+    assert play.settle("a") == [Tell("b", Start())]
+    assert play.settle("b") == []
+    assert play.state.alive == 2
+
+
+def test_asked_to_restart_restarts_what_requires_it_in_order():
+    play = Play(config(daemon("a"), daemon("b", requires=("a",)), daemon("c"))).boot()
+    assert ask(play, "restart", "a") == [Tell("b", Halt())]
+    assert play.down("b") == [Tell("a", Halt())]
     assert play.down("a") == [Tell("a", Start())]
     assert play.settle("a") == [Tell("b", Start())]
+    assert play.settle("b") == []
+    assert play.state == Play(play.spec).boot().state
+
+
+def test_asked_to_restart_one_alone_or_what_is_down():
+    play = Play(config(daemon("a"), daemon("b"))).boot()
+    assert ask(play, "restart", "a") == [Tell("a", Restart())]
+    ask(play, "stop", "b")
+    play.down("b")
+    assert ask(play, "try-restart", "b") == []
+    assert ask(play, "restart", "b") == [Tell("b", Start())]
+    assert play.state.held == ()
+
+
+def test_asked_to_start_what_was_given_up_or_is_done_starts_it():
+    play = Play(config(daemon("a"))).boot()
+    play.daemons["a"] = Over(1, "failed", 256)
+    play.step(DaemonConcluded("a", failed=True, status=256))
+    assert play.state.alive == 0
+    assert ask(play, "reset-failed", "a") == [Tell("a", Reset())]
+    assert ask(play, "start", "a") == [Tell("a", Start())]
+    assert play.state.alive == 1
+
+
+def test_asked_to_stop_one_that_waits_starts_it_no_more():
+    play = Play(config(daemon("a"), daemon("b", requires=("a",))))
+    play.step(Boot())
+    assert ask(play, "stop", "b") == []
+    assert notes(play.settle("a")) == [AllStarted(1, 0, 0)]
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "restart", "reset-failed"])
+def test_asked_while_it_stops_is_ignored_aloud(verb):
+    play = Play(config(daemon("a"))).boot()
+    play.step(Signalled(TERM))
+    done = play.step(Asked(verb, ("a",)))
+    assert notes(done) == [MasterIgnores(f"{verb} a (control)", "it is stopping")]
+    assert acts(done) == []
+
+
+def test_asked_for_the_master_is_as_its_signals():
+    play = Play(config(daemon("a"))).boot()
+    assert play.step(Asked("reload")) == [
+        SayMaster(MasterReloads("reload (control)", False)),
+        LoadConfig(),
+    ]
+    play.step(LoadRefused())
+    assert play.step(Asked("shutdown"))[-1] == TellAll(Stop())
+    assert play.step(Asked("kill"))[-1] == TellAll(Kill())
 
 
 def test_stop_when_one_still_waits_starts_it_no_more():
@@ -810,6 +983,16 @@ EVENTS = (
     DaemonDown("a"),
     DaemonDown("a", abandoned=True),
     DaemonEnded("a", 256),
+    DaemonConcluded("a", failed=True, status=256),
+    DaemonConcluded("a", failed=False, status=0),
+    Asked("start", ("a", "gone")),
+    Asked("stop", ("a",)),
+    Asked("restart", ("a",)),
+    Asked("try-restart", ("a",)),
+    Asked("reset-failed", ("a",)),
+    Asked("reload"),
+    Asked("shutdown"),
+    Asked("kill"),
 )
 
 

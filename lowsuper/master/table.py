@@ -13,9 +13,12 @@ from lowsuper.errors import assert_never
 from lowsuper.events import (
     AllStarted,
     Announce,
+    Asked,
     Boot,
+    DaemonConcluded,
     DaemonDown,
     DaemonEnded,
+    DaemonNeeds,
     DaemonSettled,
     DropPrivileges,
     FifoByte,
@@ -45,78 +48,44 @@ from lowsuper.events import (
     SayStats,
     SelectFifo,
     Signalled,
-    Start,
     Stop,
-    Tell,
     TellAll,
     WritePidfiles,
 )
-from lowsuper.machine import Down, Up
+from lowsuper.machine import Down
+from lowsuper.master import order, steer
+from lowsuper.master.states import (
+    BOOTING,
+    DRAIN,
+    DROP,
+    ENDED,
+    FINISH,
+    HALT,
+    PIDFILES,
+    PIDFILES2,
+    RELOAD,
+    RELOADING,
+    RUNNING,
+    START,
+    STARTED,
+    STOP,
+    STOPPING,
+    Master,
+)
 from lowsuper.model import Exec, Exit, Hook, Print
-from lowsuper.record import Record
-from lowsuper.units import Ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from lowsuper.events import MasterAction, MasterEvent
-    from lowsuper.machine import State
+    from lowsuper.master.states import Actions, Daemons, Result
     from lowsuper.model import DaemonSpec, MasterSpec
-
-    Daemons = Mapping[str, State]
-    Actions = tuple[MasterAction, ...]
+    from lowsuper.units import Ns
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGTERM = 1, 2, 3, 10, 15
 NAMES = {SIGHUP: "SIGHUP", SIGINT: "SIGINT", SIGQUIT: "SIGQUIT", SIGTERM: "SIGTERM"}
 
 EXIT_ABANDONED = 125
 EXIT_HOOK = 1
-
-BOOTING, RUNNING, RELOADING, STOPPING, ENDED = (
-    "booting",
-    "running",
-    "reloading",
-    "stopping",
-    "ended",
-)
-
-# Tasks, besides the hooks.
-PIDFILES, DROP, PIDFILES2, START, DRAIN, STARTED, FINISH = (
-    "pidfiles",
-    "drop",
-    "pidfiles2",
-    "start",
-    "drain",
-    "started",
-    "finish",
-)
-
-
-class Master(Record):
-    """The master's state."""
-
-    phase: str = BOOTING
-    todo: tuple[str | Hook, ...] = ()
-    hook: Hook | None = None  # the running one
-    touched: tuple[Hook, ...] = ()  # touch hooks whose turn comes when there is nothing to do
-    alive: int = 0  # daemons that were told to start and are not down again
-    waiting: tuple[str, ...] = ()  # daemons to start when those they come after are ready
-    unsettled: int = 0  # of them, those whose first attempt has no outcome yet
-    failed: int = 0  # first attempts that failed
-    since: Ns = 0  # when the phase began
-    dropped: bool = False  # privileges are gone for good
-    loading: bool = False  # a reload was asked for; the files are being read
-    brutal: bool = False  # that reload does not wait for anybody
-    again: bool = False  # another reload was asked for meanwhile
-    again_brutal: bool = False  # and that one does not wait for anybody
-    asked: bool = False  # somebody asked for the stop; else it stops for a reason of its own
-    impatient: bool = False  # asked to stop a second time
-    code: int = 0  # what the program will end with
-
-
-if TYPE_CHECKING:
-    Result = tuple[Master, Actions]
 
 
 def step(  # noqa: C901, PLR0912
@@ -133,21 +102,21 @@ def step(  # noqa: C901, PLR0912
     """
     match event:
         case Boot():
-            return _advance(spec, state.replace(since=now, todo=_boot(spec)), now)
+            return _advance(spec, state.replace(since=now, todo=_boot(spec)), daemons, now)
         case Signalled():
-            return _signalled(spec, state, event.signal, now)
+            return _signalled(spec, state, event.signal, daemons, now)
         case FifoByte():
-            return _fifo(spec, state, event.command, now)
+            return _fifo(spec, state, event.command, daemons, now)
         case ReloadTouched():
-            return _reload(spec, state, f"touch-reload {event.path}", False, now)
+            return _reload(spec, state, f"touch-reload {event.path}", False, daemons, now)
         case Loaded():
             return _loaded(spec, state, daemons, now)
         case LoadRefused():
             return state.replace(loading=False, again=False, again_brutal=False), ()
         case HookEnded():
-            return _hook_ended(spec, state, event, now)
+            return _hook_ended(spec, state, event, daemons, now)
         case HookTouched():
-            return _touched(spec, state, event.hook, now)
+            return _touched(spec, state, event.hook, daemons, now)
         case DaemonSettled():
             return _settled(spec, state, event, daemons, now)
         case DaemonDown():
@@ -156,7 +125,12 @@ def step(  # noqa: C901, PLR0912
             if state.phase in (STOPPING, ENDED):
                 return state, ()
             ended = state.replace(code=exit_code(event.status))
-            return _stop(spec, ended, f"{event.name} has ended", now, asked=False, gone=1)
+            why = f"{event.name} has ended"
+            return _stop(spec, ended, why, daemons, now, asked=False, gone=1)
+        case DaemonConcluded():
+            return _concluded(spec, state, event, daemons, now)
+        case Asked():
+            return _asked(spec, state, event, daemons, now)
         case _:
             assert_never(event)
 
@@ -184,28 +158,28 @@ def _boot(spec: MasterSpec) -> tuple[str | Hook, ...]:
     )
 
 
-def _advance(spec: MasterSpec, state: Master, now: Ns) -> Result:
+def _advance(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Result:
     """Work through the tasks until one has to wait."""
     done: list[MasterAction] = []
     while state.hook is None and (state.todo or state.touched):
         if not state.todo:
             hook, *touched = state.touched
-            state, actions = _run(spec, state.replace(touched=tuple(touched)), hook, now)
+            state, actions = _run(spec, state.replace(touched=tuple(touched)), hook, daemons, now)
             done += actions
             continue
         task, rest = state.todo[0], state.todo[1:]
         if isinstance(task, Hook):
-            state, actions = _run(spec, state.replace(todo=rest), task, now)
+            state, actions = _run(spec, state.replace(todo=rest), task, daemons, now)
             done += actions
             continue
         if (task == DRAIN and state.alive) or (task == STARTED and state.unsettled):
             break
-        state, actions = _perform(spec, state.replace(todo=rest), task, now)
+        state, actions = _perform(spec, state.replace(todo=rest), task, daemons, now)
         done += actions
     return state, tuple(done)
 
 
-def _run(spec: MasterSpec, state: Master, hook: Hook, now: Ns) -> Result:
+def _run(spec: MasterSpec, state: Master, hook: Hook, daemons: Daemons, now: Ns) -> Result:
     """Begin with a hook, or do what it says if that is the machine's own business."""
     deed = hook.deed
     option, text = _title(hook)
@@ -219,7 +193,7 @@ def _run(spec: MasterSpec, state: Master, hook: Hook, now: Ns) -> Result:
         # As in uWSGI, where this is the end at once: no other hook comes after it.
         todo = tuple(task for task in state.todo if not isinstance(task, Hook))
         return state.replace(todo=todo), (runs,)
-    state, actions = _stop(spec, state, option, now, asked=False)
+    state, actions = _stop(spec, state, option, daemons, now, asked=False)
     return state, (runs, *actions)
 
 
@@ -228,7 +202,7 @@ def _title(hook: Hook) -> tuple[str, str]:
     return hook.origin.key, "(private)" if hook.private else hook.origin.value
 
 
-def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
+def _perform(spec: MasterSpec, state: Master, task: str, daemons: Daemons, now: Ns) -> Result:
     """Do one task that need not wait."""
     match task:
         case "pidfiles" | "pidfiles2":
@@ -238,11 +212,14 @@ def _perform(spec: MasterSpec, state: Master, task: str, now: Ns) -> Result:
                 return state, ()
             return state.replace(dropped=True), (DropPrivileges(),)
         case "start":
-            count = len(spec.daemons)
-            state = state.replace(unsettled=count, failed=0, todo=(STARTED, *state.todo))
-            return _start(state, spec.daemons)
+            wanted = [daemon for daemon in spec.daemons if daemon.name not in state.held]
+            todo = (STARTED, *state.todo)
+            state = state.replace(unsettled=len(wanted), failed=0, todo=todo, returning=())
+            state, actions = order.start(state, wanted)
+            state, more = order.start_waiting(spec, state, daemons)
+            return state, (*actions, *more)
         case "started":
-            return _started(spec, state, now)
+            return _started(spec, state, daemons, now)
         case "finish":
             return state.replace(phase=ENDED), (
                 SayMaster(MasterEnds(state.code)),
@@ -257,75 +234,44 @@ def _drops(spec: MasterSpec) -> bool:
     return not spec.master_as_root and (spec.user is not None or spec.group is not None)
 
 
-def _start(state: Master, daemons: Sequence[DaemonSpec]) -> Result:
-    """Start these daemons in file order, those that come after others only when they are ready."""
-    later = [daemon.name for daemon in daemons if daemon.requires or daemon.after]
-    now = [daemon.name for daemon in daemons if not (daemon.requires or daemon.after)]
-    state = state.replace(alive=state.alive + len(now), waiting=(*state.waiting, *later))
-    return state, tuple(Tell(name, Start()) for name in now)
-
-
-def _start_waiting(spec: MasterSpec, state: Master, daemons: Daemons) -> Result:
-    """Start those of the waiting daemons whose turn has come."""
-    first = {daemon.name: (*daemon.requires, *daemon.after) for daemon in spec.daemons}
-    free = [
-        name
-        for name in state.waiting
-        if all(is_ready(daemons.get(other, Down())) for other in first[name])
-    ]
-    state = state.replace(
-        alive=state.alive + len(free),
-        waiting=tuple(name for name in state.waiting if name not in free),
-    )
-    return state, tuple(Tell(name, Start()) for name in free)
-
-
-def is_ready(state: State) -> bool:
-    """Return whether a daemon in this state is up and ready."""
-    return isinstance(state, Up) and state.ready
-
-
-def _started(spec: MasterSpec, state: Master, now: Ns) -> Result:
+def _started(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Result:
     """Every daemon has been started once."""
     took = now - state.since
     booted = state.phase == BOOTING
-    note = AllStarted(len(spec.daemons), state.failed, took) if booted else MasterReloaded(took)
+    count = sum(daemon.name not in state.held for daemon in spec.daemons)
+    note = AllStarted(count, state.failed, took) if booted else MasterReloaded(took)
     say: Actions = (SayMaster(note), Announce()) if booted else (SayMaster(note),)
     state = state.replace(phase=RUNNING)
     if not state.again:
         return state, say
     brutal = state.again_brutal
     state = state.replace(again=False, again_brutal=False)
-    state, actions = _reload(spec, state, "asked for meanwhile", brutal, now)
+    state, actions = _reload(spec, state, "asked for meanwhile", brutal, daemons, now)
     return state, (*say, *actions)
 
 
-def _signalled(spec: MasterSpec, state: Master, signal: int, now: Ns) -> Result:
+def _signalled(spec: MasterSpec, state: Master, signal: int, daemons: Daemons, now: Ns) -> Result:
     name = NAMES.get(signal, f"signal {signal}")
     if signal == SIGHUP:
-        return _reload(spec, state, name, False, now)
+        return _reload(spec, state, name, False, daemons, now)
     if signal == SIGTERM and not spec.die_on_term and state.phase != STOPPING:
-        return _reload(spec, state, f"{name} with die-on-term = false", True, now)
+        return _reload(spec, state, f"{name} with die-on-term = false", True, daemons, now)
     if signal in (SIGTERM, SIGINT, SIGQUIT):
-        return _stop(spec, state, name, now)
+        return _stop(spec, state, name, daemons, now)
     if signal == SIGUSR1:
         return state, (SayStats(),)
     return state, ()
 
 
-def _fifo(spec: MasterSpec, state: Master, command: str, now: Ns) -> Result:
+def _fifo(spec: MasterSpec, state: Master, command: str, daemons: Daemons, now: Ns) -> Result:
     why = f"master-fifo {command}"
     match command:
         case "q":
-            return _stop(spec, state, why, now)
+            return _stop(spec, state, why, daemons, now)
         case "Q":
-            state, first = _stop(spec, state, why, now)
-            if state.impatient or state.phase != STOPPING:
-                return state, first
-            state, second = _stop(spec, state, why, now)
-            return state, (*first, *second)
+            return _kill(spec, state, why, daemons, now)
         case "r" | "R":
-            return _reload(spec, state, why, command == "R", now)
+            return _reload(spec, state, why, command == "R", daemons, now)
         case "s":
             return state, (SayStats(),)
         case "l" | "L":
@@ -340,12 +286,44 @@ def _fifo(spec: MasterSpec, state: Master, command: str, now: Ns) -> Result:
             return state, ()
 
 
-def _reload(spec: MasterSpec, state: Master, why: str, brutal: bool, now: Ns) -> Result:
+def _kill(spec: MasterSpec, state: Master, why: str, daemons: Daemons, now: Ns) -> Result:
+    """Stop everything without waiting for anybody."""
+    state, first = _stop(spec, state, why, daemons, now)
+    if state.impatient or state.phase != STOPPING:
+        return state, first
+    state, second = _stop(spec, state, why, daemons, now)
+    return state, (*first, *second)
+
+
+def _asked(spec: MasterSpec, state: Master, event: Asked, daemons: Daemons, now: Ns) -> Result:
+    """Do what somebody asked for through the control socket."""
+    match event.verb:
+        case "reload":
+            return _reload(spec, state, f"reload ({event.who})", False, daemons, now)
+        case "shutdown":
+            return _stop(spec, state, f"shutdown ({event.who})", daemons, now)
+        case "kill":
+            return _kill(spec, state, f"kill ({event.who})", daemons, now)
+        case _ if state.phase in (STOPPING, ENDED):
+            what = f"{event.verb} {' '.join(event.names)} ({event.who})"
+            return state, (SayMaster(MasterIgnores(what, "it is stopping")),)
+        case _:
+            known = {daemon.name for daemon in spec.daemons}
+            names = tuple(name for name in event.names if name in known)
+            state, actions = steer.ask(spec, state, event.verb, names, daemons)
+            # A daemon that waited, and waits no more, may have been the last one to settle.
+            state, more = _advance(spec, state, daemons, now)
+            return state, (*actions, *more)
+
+
+def _reload(  # noqa: PLR0917
+    spec: MasterSpec, state: Master, why: str, brutal: bool, daemons: Daemons, now: Ns
+) -> Result:
     """Begin a reload by reading the files; nothing else happens until they are known good."""
     if state.phase in (STOPPING, ENDED):
         return state, (SayMaster(MasterIgnores(f"reload ({why})", "it is stopping")),)
     if spec.exit_on_reload:
-        return _stop(spec, state, f"{why} with exit-on-reload", now)
+        return _stop(spec, state, f"{why} with exit-on-reload", daemons, now)
     if state.phase != RUNNING or state.loading:
         return state.replace(again=True, again_brutal=state.again_brutal or brutal), ()
     state = state.replace(loading=True, brutal=brutal)
@@ -358,37 +336,54 @@ def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resul
     if state.phase != RUNNING:
         return state, ()
     # What was touched was a file of the old configuration.
-    state = state.replace(phase=RELOADING, since=now, failed=0, touched=())
-    ending: Actions = (TellAll(Reload()),)
-    if state.brutal:
-        ending = (TellAll(Kill()), *ending)  # killed, but still to be followed by the next one
+    names = {daemon.name for daemon in spec.daemons}
+    state = state.replace(
+        phase=RELOADING,
+        since=now,
+        failed=0,
+        touched=(),
+        returning=(),
+        held=tuple(name for name in state.held if name in names),
+    )
+    ordered = order.has_order(spec)
+    actions: Actions
+    if ordered and not state.brutal:
+        state = order.drop_waiting(state, state.waiting)
+        state, actions = order.end(spec, state, tuple(daemons), RELOAD, daemons)
+    else:
+        state = state.replace(waiting=(), blocked=(), ending=(), leaving=(), coming=())
+        # Killed, but still to be followed by the next one.
+        actions = (TellAll(Kill()), TellAll(Reload())) if state.brutal else (TellAll(Reload()),)
     phases = ("as-user",) if state.dropped else ("as-root", "as-user")
     hooks = _hooks(spec, *phases)
-    if hooks:
+    if hooks or ordered:
         state = state.replace(todo=(DRAIN, *hooks, START))
-        state, actions = _advance(spec, state, now)
-        return state, (*ending, *actions)
-    idle = [daemon for daemon in spec.daemons if isinstance(daemons.get(daemon.name, Down()), Down)]
-    state = state.replace(unsettled=len(spec.daemons), todo=(STARTED,))
-    state, starts = _start(state, idle)
-    state, actions = _advance(spec, state, now)
-    return state, (*ending, *starts, *actions)
+        state, more = _advance(spec, state, daemons, now)
+        return state, (*actions, *more)
+    wanted = [daemon for daemon in spec.daemons if daemon.name not in state.held]
+    idle = [each for each in wanted if order.is_idle(daemons.get(each.name, Down()))]
+    state = state.replace(unsettled=len(wanted), todo=(STARTED,))
+    state, starts = order.start(state, idle)
+    state, more = _advance(spec, state, daemons, now)
+    return state, (*actions, *starts, *more)
 
 
 def _settled(
     spec: MasterSpec, state: Master, event: DaemonSettled, daemons: Daemons, now: Ns
 ) -> Result:
     actions: Actions = ()
-    if event.ok and state.waiting:
-        state, actions = _start_waiting(spec, state, daemons)
-    if not event.first:
+    if event.first:
+        state = order.note_settled(state, event.name)
+        state = state.replace(
+            unsettled=max(0, state.unsettled - 1), failed=state.failed + (not event.ok)
+        )
+        if state.waiting and not event.ok:
+            state = order.block(spec, state, event.name)
+    if state.waiting:
+        state, actions = order.start_waiting(spec, state, daemons)
+    if state.unsettled or not event.first:
         return state, actions
-    state = state.replace(
-        unsettled=max(0, state.unsettled - 1), failed=state.failed + (not event.ok)
-    )
-    if state.unsettled:
-        return state, actions
-    state, more = _advance(spec, state, now)
+    state, more = _advance(spec, state, daemons, now)
     return state, (*actions, *more)
 
 
@@ -398,26 +393,78 @@ def _daemon_down(
     state = state.replace(alive=state.alive - 1)
     if event.abandoned:
         state = state.replace(code=state.code or EXIT_ABANDONED)
-    actions: Actions = ()
+    state, actions = order.note_down(spec, state, event.name)
     wanted: DaemonSpec | None = None
     if state.phase != STOPPING:
         wanted = next((daemon for daemon in spec.daemons if daemon.name == event.name), None)
         if wanted is None:
-            actions = (Forget(event.name),)
-    if wanted is not None and state.phase == RELOADING and DRAIN not in state.todo:
-        state, actions = _start(state, (wanted,))
-        if state.waiting:  # what it comes after may have been ready before it was down
-            state, more = _start_waiting(spec, state, daemons)
-            actions = (*actions, *more)
-        return state, actions
-    if state.alive == 0:
-        state, more = _advance(spec, state, now)
+            actions = (*actions, Forget(event.name))
+    again = event.name in state.returning and state.phase not in (STOPPING, ENDED)
+    if again:
+        state = state.replace(
+            returning=tuple(name for name in state.returning if name != event.name),
+            unsettled=state.unsettled + 1,
+        )
+    again = again or (state.phase == RELOADING and DRAIN not in state.todo)
+    if wanted is not None and again and event.name not in state.held:
+        state, more = order.start(state, (wanted,))
+        actions = (*actions, *more)
+    if state.waiting:  # what one comes after may have been ready before it was down
+        state, more = order.start_waiting(spec, state, daemons)
+        actions = (*actions, *more)
+    if state.alive == 0 or not state.unsettled:
+        state, more = _advance(spec, state, daemons, now)
         return state, (*actions, *more)
     return state, actions
 
 
+def _concluded(
+    spec: MasterSpec, state: Master, event: DaemonConcluded, daemons: Daemons, now: Ns
+) -> Result:
+    """A daemon is at its end; those that require it cannot go on if it was given up."""
+    state = state.replace(alive=state.alive - 1)
+    state, actions = order.note_down(spec, state, event.name)
+    daemon = next((each for each in spec.daemons if each.name == event.name), None)
+    if daemon is None and state.phase != STOPPING:
+        actions = (*actions, Forget(event.name))
+    if daemon is not None and event.failed and state.phase != STOPPING:
+        if daemon.on_give_up == "exit":
+            code = 1 if event.status is None else exit_code(event.status) or 1
+            state, more = _stop(
+                spec,
+                state.replace(code=code),
+                f"{event.name} was given up",
+                daemons,
+                now,
+                asked=False,
+            )
+            return state, (*actions, *more)
+        others = order.with_dependents(spec, (event.name,))
+        there = tuple(
+            name
+            for name in others
+            if name not in (event.name, *state.waiting)
+            and not order.is_idle(daemons.get(name, Down()))
+        )
+        says = tuple(SayMaster(DaemonNeeds(name, event.name, started=True)) for name in there)
+        state, more = order.end(spec, state, there, HALT, daemons)
+        actions = (*actions, *says, *more)
+    if state.waiting:
+        state, more = order.start_waiting(spec, state, daemons)
+        actions = (*actions, *more)
+    state, more = _advance(spec, state, daemons, now)
+    return state, (*actions, *more)
+
+
 def _stop(
-    spec: MasterSpec, state: Master, why: str, now: Ns, *, asked: bool = True, gone: int = 0
+    spec: MasterSpec,
+    state: Master,
+    why: str,
+    daemons: Daemons,
+    now: Ns,
+    *,
+    asked: bool = True,
+    gone: int = 0,
 ) -> Result:
     """Stop everything; asked a second time, do not wait any more.
 
@@ -434,11 +481,15 @@ def _stop(
         # init signals a whole cgroup.
         return state.replace(asked=True), (SayMaster(MasterIgnores(why, "it is stopping already")),)
     if state.phase == STOPPING:
-        state = state.replace(impatient=True)
+        state = state.replace(impatient=True, ending=())
         return state, (SayMaster(MasterKills(why)), TellAll(Kill()), *hook)
     smart = min(state.alive - gone, sum(daemon.pidfile is not None for daemon in spec.daemons))
     stops = MasterStops(why, state.alive - gone - smart, smart)
-    say: Actions = (SayMaster(stops), TellAll(Stop()), *hook)
+    if order.has_order(spec):
+        state, ends = order.end(spec, state, tuple(daemons), STOP, daemons)
+    else:
+        ends = (TellAll(Stop()),)
+    say: Actions = (SayMaster(stops), *ends, *hook)
     # What is for the unprivileged user is not done by a master that never became it.
     hooks = () if DROP in state.todo and _drops(spec) else _hooks(spec, "as-user-atexit")
     todo = (DRAIN, *hooks, FINISH)
@@ -449,34 +500,38 @@ def _stop(
         touched=(),
         loading=False,
         waiting=(),
+        blocked=(),
+        returning=(),
         asked=asked,
     )
     if state.hook is not None or state.alive:
         return state, say
-    state, actions = _advance(spec, state, now)
+    state, actions = _advance(spec, state, daemons, now)
     return state, (*say, *actions)
 
 
-def _touched(spec: MasterSpec, state: Master, hook: Hook, now: Ns) -> Result:
+def _touched(spec: MasterSpec, state: Master, hook: Hook, daemons: Daemons, now: Ns) -> Result:
     """Run a touch hook, after others; as in uWSGI, only while everything just runs."""
     if state.phase != RUNNING or hook not in spec.hooks or hook in state.touched:
         return state, ()
-    return _advance(spec, state.replace(touched=(*state.touched, hook)), now)
+    return _advance(spec, state.replace(touched=(*state.touched, hook)), daemons, now)
 
 
-def _hook_ended(spec: MasterSpec, state: Master, event: HookEnded, now: Ns) -> Result:
+def _hook_ended(
+    spec: MasterSpec, state: Master, event: HookEnded, daemons: Daemons, now: Ns
+) -> Result:
     hook = state.hook
     assert hook is not None, "only a hook that runs can end"
     state = state.replace(hook=None)
     if event.status == 0:
-        return _advance(spec, state, now)
+        return _advance(spec, state, daemons, now)
     safe = isinstance(hook.deed, Exec) and hook.deed.safe
     fatal = not safe and state.phase != STOPPING and hook.phase != "touch"
     option, text = _title(hook)
     note = HookFailed(option, text, event.status, fatal, event.problem)
     if fatal:
         why = f"the {hook.phase} hook failed"
-        state, actions = _stop(spec, state.replace(code=EXIT_HOOK), why, now, asked=False)
+        state, actions = _stop(spec, state.replace(code=EXIT_HOOK), why, daemons, now, asked=False)
     else:
-        state, actions = _advance(spec, state, now)
+        state, actions = _advance(spec, state, daemons, now)
     return state, (SayMaster(note), *actions)

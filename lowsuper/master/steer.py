@@ -1,0 +1,105 @@
+"""What somebody with the right to do so asks of single daemons: start, stop, restart, forgive.
+
+What was stopped so is held: no reload starts it. What such a request ends or starts never counts
+as a crash, and forgives those that were.
+"""
+
+from __future__ import annotations
+
+from lowsuper.events import Halt, Reset, Restart, Start, Tell
+from lowsuper.machine import Down, Over, Stopping
+from lowsuper.master import order
+from lowsuper.master.states import HALT, START, Master
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lowsuper.master.states import Daemons, Names, Result
+    from lowsuper.model import MasterSpec
+
+
+def ask(spec: MasterSpec, state: Master, verb: str, names: Names, daemons: Daemons) -> Result:
+    """Return the new state and what is to be done for these daemons.
+
+    Args:
+        spec: the configuration in force.
+        state: of a master that does not stop.
+        verb: start, stop, restart, try-restart or reset-failed.
+        names: daemons, each of which `spec` has.
+        daemons: the state of each, by name.
+    """
+    if verb == "stop":
+        return _stop(spec, state, names, daemons)
+    if verb == "reset-failed":
+        return state, tuple(Tell(name, Reset()) for name in names)
+    if verb == "try-restart":
+        names = tuple(
+            name
+            for name in names
+            if name not in state.held and not _is_absent(state, name, daemons)
+        )
+        return _restart(spec, state, names, daemons)
+    if verb == "restart":
+        there = tuple(name for name in names if not _is_absent(state, name, daemons))
+        state, actions = _restart(spec, state, there, daemons)
+        rest = tuple(name for name in names if name not in there)
+        state, more = _start(spec, state, rest, daemons)
+        return state, (*actions, *more)
+    return _start(spec, state, names, daemons)
+
+
+def _is_absent(state: Master, name: str, daemons: Daemons) -> bool:
+    """Return whether a daemon is idle and was not told to start either."""
+    return order.is_idle(daemons.get(name, Down())) and name not in state.coming
+
+
+def _start(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
+    names = order.with_required(spec, names)
+    state = state.replace(held=tuple(name for name in state.held if name not in names))
+    if START in state.todo:
+        return state, ()  # all that is not held is to be started yet
+    wanted = [
+        daemon
+        for daemon in spec.daemons
+        if daemon.name in names
+        and daemon.name not in state.waiting
+        and daemon.name not in state.returning
+    ]
+    idle = [each for each in wanted if _is_absent(state, each.name, daemons)]
+    state = state.replace(unsettled=state.unsettled + len(idle))
+    state, actions = order.start(state, idle)
+    # What is on its way down comes back once it is there.
+    back = tuple(
+        Tell(each.name, Start()) for each in wanted if isinstance(daemons.get(each.name), Stopping)
+    )
+    state, more = order.start_waiting(spec, state, daemons)
+    return state, (*actions, *back, *more)
+
+
+def _stop(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
+    ended = order.with_dependents(spec, names)
+    held = tuple(name for name in ended if name not in state.held)
+    state = state.replace(
+        held=(*state.held, *held),
+        returning=tuple(name for name in state.returning if name not in ended),
+    )
+    forgiven = tuple(Tell(name, Halt()) for name in ended if isinstance(daemons.get(name), Over))
+    state, actions = order.end(spec, state, ended, HALT, daemons)
+    return state, (*forgiven, *actions)
+
+
+def _restart(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
+    state = state.replace(held=tuple(name for name in state.held if name not in names))
+    if START in state.todo:
+        return state, ()
+    ended = tuple(
+        name
+        for name in order.with_dependents(spec, names)
+        if not _is_absent(state, name, daemons) and name not in state.returning
+    )
+    alone = tuple(name for name in names if name in ended and name not in state.coming)
+    if set(ended) <= set(names) and not any(
+        order.is_ordered(daemon) for daemon in spec.daemons if daemon.name in ended
+    ):
+        return state, tuple(Tell(name, Restart()) for name in alone)
+    state = state.replace(returning=(*state.returning, *ended))
+    return order.end(spec, state, ended, HALT, daemons)
