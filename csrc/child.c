@@ -120,7 +120,8 @@ static int step_log(struct task *task, int32_t *arg)
 	if (getresuid(&real, &effective, &saved))
 		return -1;
 	task->log_fd = lowsuper_log_open(
-		task->log, plan->flags & LOWSUPER_HAS_UID ? plan->uid : effective, 0, arg);
+		task->log, plan->flags & LOWSUPER_HAS_UID ? plan->uid : effective,
+		LOWSUPER_LOG_APPEND, arg);
 	if (task->log_fd >= 0)
 		return 0;
 	errno = -task->log_fd;

@@ -75,5 +75,6 @@ int number_of(const char *text);
 _Noreturn void nsinit_run(struct task *task);
 _Noreturn void shim_run(struct task *task);
 _Noreturn void guard_run(struct task *task);
+_Noreturn void logger_run(struct task *task);
 
 #endif

@@ -234,13 +234,14 @@ static int judge(int dir_fd, int fd, const struct stat *status, uid_t self, uint
 /* O_NONBLOCK: neither a FIFO without a reader nor a line without a carrier is waited for. */
 static int open_or_make(int dir_fd, const char *name, int access, int *made)
 {
-	const int flags = access | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+	static const int modes[] = { O_WRONLY | O_APPEND, O_RDONLY, O_RDWR };
+	const int flags = modes[access] | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
 	int fd = -1;
 
 	for (int i = 0; i < TRIES && fd < 0; i++) {
 		*made = 0;
 		fd = openat(dir_fd, name, flags);
-		if (fd >= 0 || errno != ENOENT || access == O_RDONLY)
+		if (fd >= 0 || errno != ENOENT || access == LOWSUPER_LOG_READ)
 			return fd;
 		*made = 1;
 		fd = openat(dir_fd, name, flags | O_CREAT | O_EXCL, LOWSUPER_LOG_MODE);
@@ -250,15 +251,17 @@ static int open_or_make(int dir_fd, const char *name, int access, int *made)
 	return fd;
 }
 
-int lowsuper_log_file(int dir_fd, const char *name, int shared, uint32_t uid, int to_read,
+int lowsuper_log_file(int dir_fd, const char *name, int shared, uint32_t uid, int access,
 		      int32_t *reason)
 {
+	/* A write waits from here on, as programs expect it of their output. */
+	const int flags = access == LOWSUPER_LOG_APPEND ? O_APPEND : 0;
 	uid_t real, effective, saved;
 	struct stat status;
 	int made, fd;
 
 	*reason = 0;
-	fd = open_or_make(dir_fd, name, to_read ? O_RDONLY : O_WRONLY | O_APPEND, &made);
+	fd = open_or_make(dir_fd, name, access, &made);
 	if (fd < 0) {
 		if (errno == ELOOP)
 			*reason = LOWSUPER_LOG_LINK;
@@ -267,17 +270,17 @@ int lowsuper_log_file(int dir_fd, const char *name, int shared, uint32_t uid, in
 		return -errno;
 	}
 	if (made)
-		return fcntl(fd, F_SETFL, O_APPEND) ? -errno : fd;
+		return fcntl(fd, F_SETFL, flags) ? -errno : fd;
 	if (getresuid(&real, &effective, &saved) || fstat(fd, &status))
 		goto fail;
-	if (!S_ISREG(status.st_mode) && !S_ISFIFO(status.st_mode) && !S_ISCHR(status.st_mode)) {
+	if (!S_ISREG(status.st_mode) &&
+	    (access || (!S_ISFIFO(status.st_mode) && !S_ISCHR(status.st_mode)))) {
 		refuse(reason, LOWSUPER_LOG_KIND, EPERM);
 		goto fail;
 	}
 	if (shared && judge(dir_fd, fd, &status, effective, uid, reason))
 		goto fail;
-	/* A write waits from here on, as programs expect it of their output. */
-	if (!to_read && fcntl(fd, F_SETFL, O_APPEND))
+	if (fcntl(fd, F_SETFL, flags))
 		goto fail;
 	return fd;
 
@@ -287,7 +290,7 @@ fail:
 	return -made;
 }
 
-int lowsuper_log_open(const char *path, uint32_t uid, int to_read, int32_t *reason)
+int lowsuper_log_open(const char *path, uint32_t uid, int access, int32_t *reason)
 {
 	char name[LOWSUPER_NAME_SIZE];
 	int32_t shared;
@@ -296,7 +299,7 @@ int lowsuper_log_open(const char *path, uint32_t uid, int to_read, int32_t *reas
 
 	if (dir_fd < 0)
 		return dir_fd;
-	fd = lowsuper_log_file(dir_fd, name, shared, uid, to_read, reason);
+	fd = lowsuper_log_file(dir_fd, name, shared, uid, access, reason);
 	close(dir_fd);
 	return fd;
 }

@@ -16,6 +16,7 @@ static const struct {
 	{ "lowsuper-nsinit", nsinit_run },
 	{ "lowsuper-shim", shim_run },
 	{ "lowsuper-guard", guard_run },
+	{ "lowsuper-logger", logger_run },
 };
 
 int main(int argc, char **argv)

@@ -31,6 +31,7 @@ static const char *const role_names[] = {
 	[LOWSUPER_ROLE_SHIM] = "lowsuper-shim",
 	[LOWSUPER_ROLE_GUARD] = "lowsuper-guard",
 	[LOWSUPER_ROLE_PROBE] = "lowsuper-probe",
+	[LOWSUPER_ROLE_LOGGER] = "lowsuper-logger",
 };
 _Static_assert(sizeof role_names / sizeof *role_names == LOWSUPER_ROLE_COUNT, "a name per role");
 
@@ -271,7 +272,7 @@ static int open_ends(struct lowsuper_spawn *spawn, struct ends *ends, const char
 	if (pipe2(ends->error, O_CLOEXEC | O_NONBLOCK))
 		return -errno;
 	if (spawn->role == LOWSUPER_ROLE_NSINIT || spawn->role == LOWSUPER_ROLE_SHIM ||
-	    spawn->role == LOWSUPER_ROLE_GUARD) {
+	    spawn->role == LOWSUPER_ROLE_GUARD || spawn->role == LOWSUPER_ROLE_LOGGER) {
 		spawn->call = "socketpair";
 		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0,
 			       ends->channel))

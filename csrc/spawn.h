@@ -58,6 +58,7 @@ enum lowsuper_role {
 	LOWSUPER_ROLE_SHIM,
 	LOWSUPER_ROLE_GUARD,
 	LOWSUPER_ROLE_PROBE,		/* ends at once with 0 */
+	LOWSUPER_ROLE_LOGGER,
 	LOWSUPER_ROLE_COUNT
 };
 
@@ -138,6 +139,9 @@ enum lowsuper_limits {
 	LOWSUPER_FD_LOG = -2,		/* as a descriptor of a plan: its log file */
 	LOWSUPER_NAME_SIZE = 260,	/* room for the name of a file */
 	LOWSUPER_LOG_MODE = 416,	/* 0640 of a log file that is made */
+	LOWSUPER_LOG_NAME_SIZE = 80,	/* room for the name of a stream */
+	LOWSUPER_LOG_BACKUPS_MAX = 999,
+	LOWSUPER_RING_HEAD = 4096,
 	LOWSUPER_HIGH_FD = 256		/* from here on: not for children, see spawn.c */
 };
 
@@ -149,6 +153,64 @@ enum lowsuper_log_reason {
 	LOWSUPER_LOG_OWNER,		/* neither ours nor the daemon's */
 	LOWSUPER_LOG_NAMES,		/* has another hard link, or was replaced */
 	LOWSUPER_LOG_READER		/* a socket, or a FIFO that nobody reads */
+};
+
+/* How a log file is opened. */
+enum lowsuper_log_access {
+	LOWSUPER_LOG_APPEND,
+	LOWSUPER_LOG_READ,		/* it is not made */
+	LOWSUPER_LOG_BOTH		/* at any place; a plain file only */
+};
+
+/*
+ * The log process: see logger.c. Streams are known by their names, whoever the master is. A master
+ * that connects is told READY, adds what it has, and then says SETTLED.
+ */
+enum lowsuper_log_op {
+	LOWSUPER_LOG_ADD = 1,		/* or change; with the FIFO, and the directory or the ring */
+	LOWSUPER_LOG_SETTLED,
+	LOWSUPER_LOG_DROP,		/* forget it once nobody writes any more */
+	LOWSUPER_LOG_ROTATE,		/* at the next line end, as REOPEN */
+	LOWSUPER_LOG_REOPEN,
+	LOWSUPER_LOG_FOLLOW,		/* say NEWS once when a ring has other than `value` bytes */
+	LOWSUPER_LOG_READY,
+	LOWSUPER_LOG_LOST,		/* with `err` lines are dropped; with 0 `value` were */
+	LOWSUPER_LOG_FAILED,		/* to rotate: `err` */
+	LOWSUPER_LOG_FULL,		/* there are too many streams */
+	LOWSUPER_LOG_NEWS		/* `value`: bytes that ever came into the ring */
+};
+
+enum lowsuper_log_naming {
+	LOWSUPER_LOG_NUMBERED,		/* FILE.1 is the newest of `backups` */
+	LOWSUPER_LOG_TIME,		/* FILE.UNIXTIME; none is ever removed */
+	LOWSUPER_LOG_FIXED		/* `backup` */
+};
+
+struct lowsuper_log_msg {
+	int32_t op;
+	int32_t err;
+	uint32_t uid;			/* whose files are taken as well as ours */
+	uint32_t shared;		/* the directory is: see logfile.c */
+	uint32_t naming;
+	uint32_t backups;
+	uint64_t max_bytes;		/* 0: any */
+	int64_t max_age_ns;		/* 0: any */
+	uint64_t ring_bytes;		/* 0: a file */
+	uint64_t value;
+	char name[80];			/* LOWSUPER_LOG_NAME_SIZE */
+	char file[260];			/* LOWSUPER_NAME_SIZE */
+	char backup[260];
+};
+
+/*
+ * How the file of a ring begins; at LOWSUPER_RING_HEAD `size` bytes follow, of which the byte n
+ * that ever came is at n % size. To read, copy all and then look at `reserved`: what is less than
+ * that minus `size` may have been overwritten meanwhile.
+ */
+struct lowsuper_ring {
+	uint64_t size;
+	uint64_t reserved;
+	uint64_t total;
 };
 
 /* How to clone. */
@@ -266,12 +328,12 @@ int lowsuper_fsmount(int fd, uint32_t attributes);
 /*
  * logfile.c. `name` has room for LOWSUPER_NAME_SIZE characters; `uid` is the daemon's. The
  * descriptors are the caller's: of the directory that a path really leads to (O_PATH), and of a log
- * file, for appending or to read from.
+ * file; `access` is enum lowsuper_log_access.
  */
 int lowsuper_log_directory(const char *path, char *name, int32_t *shared, int32_t *reason);
-int lowsuper_log_file(int dir_fd, const char *name, int shared, uint32_t uid, int to_read,
+int lowsuper_log_file(int dir_fd, const char *name, int shared, uint32_t uid, int access,
 		      int32_t *reason);
-int lowsuper_log_open(const char *path, uint32_t uid, int to_read, int32_t *reason);
+int lowsuper_log_open(const char *path, uint32_t uid, int access, int32_t *reason);
 int lowsuper_receive(int fd, void *message, int size, int32_t *passed_fd);
 int lowsuper_send(int fd, const void *message, int size, int pass_fd);
 

@@ -20,7 +20,10 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -150,24 +153,34 @@ int prctl(int option, ...)
 	return (int)call(SYS_prctl, option, (long)a, (long)b, (long)c, (long)d);
 }
 
-/* The only system call here with six arguments. */
-void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+static long call6(long number, long a, long b, long c, long d, long e, long f)
 {
 	long result;
-	register long r10 __asm__("r10") = flags;
-	register long r8 __asm__("r8") = fd;
-	register long r9 __asm__("r9") = offset;
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
 
 	__asm__ volatile("syscall"
 			 : "=a"(result)
-			 : "a"((long)SYS_mmap), "D"(address), "S"(size), "d"((long)protection),
-			   "r"(r10), "r"(r8), "r"(r9)
+			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
 			 : "rcx", "r11", "memory");
 	if (result < 0 && result > -4096) {
 		errno = (int)-result;
-		return MAP_FAILED;
+		return -1;
 	}
-	return (void *)result;
+	return result;
+}
+
+/* What fails is -1 here, too, which is MAP_FAILED. */
+void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+{
+	return (void *)call6(SYS_mmap, (long)address, (long)size, protection, flags, fd, offset);
+}
+
+ssize_t splice(int from, loff_t *from_offset, int to, loff_t *to_offset, size_t size,
+	       unsigned flags)
+{
+	return call6(SYS_splice, from, (long)from_offset, to, (long)to_offset, (long)size, flags);
 }
 
 ssize_t read(int fd, void *buffer, size_t size)
@@ -180,9 +193,51 @@ ssize_t pread(int fd, void *buffer, size_t size, off_t offset)
 	return CALL4(pread64, fd, buffer, size, offset);
 }
 
+ssize_t pwrite(int fd, const void *buffer, size_t size, off_t offset)
+{
+	return CALL4(pwrite64, fd, buffer, size, offset);
+}
+
 ssize_t write(int fd, const void *buffer, size_t size)
 {
 	return CALL3(write, fd, buffer, size);
+}
+
+ssize_t tee(int from, int to, size_t size, unsigned flags)
+{
+	return CALL4(tee, from, to, size, flags);
+}
+
+int munmap(void *address, size_t size)
+{
+	return (int)CALL2(munmap, address, size);
+}
+
+int ftruncate(int fd, off_t size)
+{
+	return (int)CALL2(ftruncate, fd, size);
+}
+
+int fchmod(int fd, mode_t mode)
+{
+	return (int)CALL2(fchmod, fd, mode);
+}
+
+int pipe2(int ends[2], int flags)
+{
+	return (int)CALL2(pipe2, ends, flags);
+}
+
+/* For the only request that is made, which has a pointer. */
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list args;
+	long argument;
+
+	va_start(args, request);
+	argument = va_arg(args, long);
+	va_end(args);
+	return (int)CALL3(ioctl, fd, request, argument);
 }
 
 int close(int fd)
@@ -213,6 +268,11 @@ ssize_t readlinkat(int dir_fd, const char *path, char *buffer, size_t size)
 int unlinkat(int dir_fd, const char *path, int flags)
 {
 	return (int)CALL3(unlinkat, dir_fd, path, flags);
+}
+
+int renameat(int from_fd, const char *from, int to_fd, const char *to)
+{
+	return (int)CALL4(renameat, from_fd, from, to_fd, to);
 }
 
 ssize_t getdents64(int fd, void *buffer, size_t size)
@@ -310,6 +370,31 @@ int getresuid(uid_t *real, uid_t *effective, uid_t *saved)
 	return (int)CALL3(getresuid, real, effective, saved);
 }
 
+int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags)
+{
+	return (int)CALL4(accept4, fd, address, size, flags);
+}
+
+int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
+{
+	return (int)call(SYS_getsockopt, fd, level, option, (long)value, (long)size);
+}
+
+int epoll_create1(int flags)
+{
+	return (int)CALL1(epoll_create1, flags);
+}
+
+int epoll_ctl(int fd, int op, int other, struct epoll_event *event)
+{
+	return (int)CALL4(epoll_ctl, fd, op, other, event);
+}
+
+int epoll_wait(int fd, struct epoll_event *events, int count, int timeout_ms)
+{
+	return (int)CALL4(epoll_wait, fd, events, count, timeout_ms);
+}
+
 ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
 	return CALL3(recvmsg, fd, message, flags);
@@ -366,6 +451,12 @@ void *memcpy(void *to, const void *from, size_t size)
 
 	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
 	return start;
+}
+
+/* Only ever towards the front, and so in this direction. */
+void *memmove(void *to, const void *from, size_t size)
+{
+	return memcpy(to, from, size);
 }
 
 void *memset(void *to, int value, size_t size)

@@ -32,6 +32,23 @@ class GuardMessage(Pointer):
     flags: int
     deadline_ns: int
 
+class LogMessage(Pointer):
+    op: int
+    err: int
+    uid: int
+    shared: int
+    naming: int
+    backups: int
+    max_bytes: int
+    max_age_ns: int
+    ring_bytes: int
+    value: int
+    name: bytes
+    file: bytes
+    backup: bytes
+
+class Chars(Pointer): ...
+
 class Signal(Pointer):
     signo: int
     pid: int
@@ -54,6 +71,10 @@ class _FFI(Protocol):
     @overload
     def new(self, cdecl: Literal["struct lowsuper_spawn *"]) -> Spawn: ...
     @overload
+    def new(self, cdecl: Literal["struct lowsuper_log_msg *"]) -> LogMessage: ...
+    @overload
+    def new(self, cdecl: Literal["char[]"], init: int) -> Chars: ...
+    @overload
     def new(self, cdecl: Literal["struct lowsuper_message *"]) -> Message: ...
     @overload
     def new(self, cdecl: Literal["struct lowsuper_guard_msg *"]) -> GuardMessage: ...
@@ -63,7 +84,8 @@ class _FFI(Protocol):
     def new(self, cdecl: Literal["struct lowsuper_exit_info *"]) -> ExitInfo: ...
     @overload
     def new(self, cdecl: Literal["int32_t *"]) -> Number: ...
-    def string(self, cdata: Pointer) -> bytes: ...
+    def string(self, cdata: Pointer | bytes) -> bytes: ...
+    def buffer(self, cdata: Pointer) -> memoryview: ...
     def sizeof(self, cdecl: str) -> int: ...
 
 class _Lib(Protocol):
@@ -99,6 +121,32 @@ class _Lib(Protocol):
     LOWSUPER_SIGNAL_ALL: int
     LOWSUPER_KILL: int
     LOWSUPER_SURVIVE: int
+    LOWSUPER_ROLE_LOGGER: int
+    LOWSUPER_NAME_SIZE: int
+    LOWSUPER_RING_HEAD: int
+    LOWSUPER_LOG_APPEND: int
+    LOWSUPER_LOG_READ: int
+    LOWSUPER_LOG_BOTH: int
+    LOWSUPER_LOG_LINK: int
+    LOWSUPER_LOG_KIND: int
+    LOWSUPER_LOG_OWNER: int
+    LOWSUPER_LOG_NAMES: int
+    LOWSUPER_LOG_READER: int
+    LOWSUPER_LOG_NUMBERED: int
+    LOWSUPER_LOG_TIME: int
+    LOWSUPER_LOG_FIXED: int
+    LOWSUPER_LOG_ADD: int
+    LOWSUPER_LOG_SETTLED: int
+    LOWSUPER_LOG_DROP: int
+    LOWSUPER_LOG_ROTATE: int
+    LOWSUPER_LOG_REOPEN: int
+    LOWSUPER_LOG_FOLLOW: int
+    LOWSUPER_LOG_READY: int
+    LOWSUPER_LOG_LOST: int
+    LOWSUPER_LOG_FAILED: int
+    LOWSUPER_LOG_FULL: int
+    LOWSUPER_LOG_NEWS: int
+    LOWSUPER_HAS_LOG: int
     LOWSUPER_GUARD_READY: int
     LOWSUPER_GUARD_FULL: int
     LOWSUPER_GUARD_EXPIRED: int
@@ -146,6 +194,13 @@ class _Lib(Protocol):
         self, fd: int, command: int, key: bytes | Pointer, value: bytes | Pointer, aux: int
     ) -> int: ...
     def lowsuper_fsmount(self, fd: int, attributes: int) -> int: ...
+    def lowsuper_log_directory(
+        self, path: bytes, name: Chars, shared: Number, reason: Number
+    ) -> int: ...
+    def lowsuper_log_file(
+        self, dir_fd: int, name: Chars, shared: int, uid: int, access: int, reason: Number
+    ) -> int: ...
+    def lowsuper_log_open(self, path: bytes, uid: int, access: int, reason: Number) -> int: ...
     def lowsuper_receive(self, fd: int, message: Pointer, size: int, passed_fd: Number) -> int: ...
     def lowsuper_send(self, fd: int, message: Pointer, size: int, pass_fd: int) -> int: ...
 

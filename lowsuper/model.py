@@ -145,6 +145,9 @@ class DaemonSpec(Record):
     on_give_up: str = "stop"  # "exit": the master ends, too
     success_codes: tuple[int, ...] = (0,)
     log: Output | None = None  # None: the master's standard output and standard error
+    log_maxsize: int | None = None  # bytes at which its file is rotated
+    log_max_age: Ns | None = None  # of its file's oldest line, at which it is rotated
+    log_backups: int | None = None  # old files that are kept; None: 5
     limits: tuple[ResourceLimit, ...] = ()  # a later one of the same resource counts
     namespaces: tuple[str, ...] = ()  # of its own: mount, net, uts, ipc, cgroup; pid is `ns_pid`
     hostname: str | None = None  # in a uts namespace of its own
@@ -186,6 +189,13 @@ class Jail(Record):
     def has_cgroups(self) -> bool:
         """Whether the master in it finds the cgroups, and a guard outlives it."""
         return not (self.is_elsewhere or {"pid", "cgroup"} & {*self.namespaces})
+
+
+class ControlRule(Record):
+    """Who else than root and the master's user may ask what over the control socket."""
+
+    who: str  # user, or @group; names or numbers
+    verbs: tuple[str, ...]
 
 
 class EnvChange(Record):
@@ -331,6 +341,13 @@ class MasterSpec(Record):
     logto: str | None = None
     logto2: str | None = None  # opened after privileges are dropped
     log_date: str | None = None  # strftime format; None: lines carry no date
+    log_format: str = "text"  # of the master's own lines: text or json
+    log_maxsize: int | None = None  # bytes at which the log file is rotated
+    log_max_age: Ns | None = None  # of its oldest line, at which it is rotated
+    log_backups: int | None = None  # old files, PATH.1 the newest; None: named by the two below
+    log_backupname: str | None = None  # the old file; None: PATH.UNIXTIME
+    touch_logrotate: tuple[str, ...] = ()  # files whose change rotates all logs
+    touch_logreopen: tuple[str, ...] = ()  # files whose change has all logs opened again
     touch_reload: tuple[str, ...] = ()
     procname_master: str | None = None  # process title of the master
     auto_procname: bool = False
@@ -346,6 +363,11 @@ class MasterSpec(Record):
     cgroup_settings: tuple[CgroupSetting, ...] = ()  # of that cgroup, in this order
     cgroup_mode: int | None = None  # of that directory; None: 0755, or as it is
     jail: Jail | None = None  # None: the master lives where it was started
+    runtime_dir: str | None = None  # of lock and control socket; None: /run/lowsuper, or the user's
+    control_socket: str | None = None  # absolute, or "none"; None: in the runtime directory
+    control_mode: int | None = None  # None: 0660, or 0666 where others are allowed something
+    control_owner: tuple[str, str | None] | None = None  # user and group; None: the master's
+    control_allow: tuple[ControlRule, ...] = ()
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
     origins: tuple[Origin, ...] = ()  # of the master's own options, in file order
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lowsuper.config.dialect import Option, Reading
     from lowsuper.config.options import OptionRow
-    from lowsuper.model import DaemonSpec, Hook, Origin
+    from lowsuper.model import ControlRule, DaemonSpec, Hook, Origin
 
 DEFAULT_LOG_DATE = "%a %b %e %H:%M:%S %Y"
 """What `log-date` without a format means: ctime(3)'s."""
@@ -51,6 +51,7 @@ class Builder:
         self._late_env: list[EnvChange] = []
         self._origins: list[Origin] = []
         self._noticed: set[str] = set()
+        self._rules: list[ControlRule] = []
         self._jail: dict[str, list[Option]] = {}
         self._cgroup: dict[str, list[Option]] = {}
         self._daemons = DaemonBuilder(self._problems)
@@ -69,9 +70,11 @@ class Builder:
             options.DAEMON2: self._take_daemon2,
             options.SMART: self._take_smart,
             options.LOG_DATE: self._take_log_date,
+            options.LOG: self._take_log,
             options.NAME: self._take_name,
             options.PREFIX: self._take_prefix,
             options.RUNG: self._take_rung,
+            options.CONTROL: self._take_control,
             options.NAMESPACE: self._take_jail,
             options.KEEP: self._take_jail,
             options.JAIL_FLAG: self._take_jail,
@@ -110,6 +113,7 @@ class Builder:
         if self._cgroup:
             spec = self._add_cgroup(spec)
         self._require_root(spec)
+        self._judge_logs(spec)
         self._require_cgroups(spec)
         self._refuse_clashes(spec)
         self._judge_order(spec)
@@ -250,6 +254,15 @@ class Builder:
         except ValueError:
             self._fields[row.field] = option.value
 
+    def _take_log(self, row: OptionRow, option: Option) -> None:
+        from lowsuper.config import logs  # few files say anything of it
+
+        if row.field == "log_format" and option.value not in logs.FORMATS:
+            # In uWSGI's files it is how an application's requests are logged.
+            self._warn(option, _FOR_APPLICATIONS, "text and json are formats of lowsuper's lines")
+            return
+        self._fields[row.field] = logs.parse_option(row.field, option.value)
+
     def _take_name(self, row: OptionRow, option: Option) -> None:
         self._fields[row.field] = keys.parse_name(option.value)
 
@@ -257,6 +270,17 @@ class Builder:
         if option.value not in _RUNGS:
             raise ValueError(f"is none of {', '.join(_RUNGS)}")
         self._fields[row.field] = option.value
+
+    def _take_control(self, row: OptionRow, option: Option) -> None:
+        from lowsuper.config import control  # few files say anything of it
+
+        if row.field == "control_allow":
+            self._rules.append(control.parse_rule(option.value))
+            self._fields[row.field] = tuple(self._rules)
+        elif row.field == "control_owner":
+            self._fields[row.field] = control.parse_owner(option.value)
+        else:
+            self._fields[row.field] = control.parse_socket(option.value)
 
     def _take_jail(self, row: OptionRow, option: Option) -> None:
         self._jail.setdefault(row.field, []).append(option)
@@ -314,6 +338,27 @@ class Builder:
                     advice = "set master-as-root = true"
                     self._problems.append(Problem(origin, reason, daemon.name, advice))
 
+    def _judge_logs(self, spec: MasterSpec) -> None:
+        """Refuse what cannot be done with logs."""
+        keys_of_file = ("log_maxsize", "log_max_age", "log_backups", "log_backupname")
+        fields = [field for field in keys_of_file if getattr(spec, field) is not None]
+        rotated = [
+            daemon
+            for daemon in spec.daemons
+            if (daemon.log is not None and daemon.log.kind == "ring")
+            or (daemon.log_maxsize, daemon.log_max_age, daemon.log_backups) != (None, None, None)
+        ]
+        if not fields and not rotated:
+            return
+        from lowsuper.config import logs
+
+        for daemon, key, reason, advice, is_error in logs.find_faults(spec, fields, rotated):
+            if daemon:
+                origin = self._daemons.find_origin(daemon, key)
+            else:
+                origin = next(each for each in reversed(spec.origins) if each.key == key)
+            self._problems.append(Problem(origin, reason, daemon, advice, is_error=is_error))
+
     def _notice_hooks_of_no_jail(self, spec: MasterSpec) -> None:
         for hook in spec.hooks:
             if hook.phase == "post-jail" and (spec.jail is None or not spec.jail.post_jail):
@@ -328,7 +373,6 @@ class Builder:
             origin = self._daemons.find_origin(name, "pidfile")
             advice = "give each a pidfile of its own"
             self._problems.append(Problem(origin, reason, name, advice))
-
 
     def _judge_order(self, spec: MasterSpec) -> None:
         """Refuse an order and a readiness that cannot come about."""

@@ -125,6 +125,20 @@ def parse_patience(text: str) -> units.Ns:
     return patience
 
 
+def parse_maxsize(text: str) -> int:
+    """Return a size of a log file: see `config.logs`."""
+    from lowsuper.config import logs
+
+    return logs.parse_maxsize(text)
+
+
+def parse_backups(text: str) -> int:
+    """Return a number of old log files: see `config.logs`."""
+    from lowsuper.config import logs
+
+    return logs.parse_backups(text)
+
+
 def parse_umask(text: str) -> int:
     """Return a file mode creation mask.
 
@@ -341,6 +355,9 @@ KEYS = (
         adds=True,
     ),
     Key(("log",), parse_output, "log", "a file for its output; or stdout, stderr, null, ring"),
+    Key(("log_maxsize",), parse_maxsize, "log_maxsize", "size at which its log is rotated"),
+    Key(("log_max_age",), parse_patience, "log_max_age", "age at which its log is rotated"),
+    Key(("log_backups",), parse_backups, "log_backups", "old files of its log to keep (5)"),
     Key(("umask",), parse_umask, "umask", "file mode creation mask"),
     Key(("nice",), parse_nice, "nice", "nice value, from -20 to 19"),
     Key(
@@ -411,8 +428,7 @@ def find_key(name: str) -> Key | None:
 
 def is_later(name: str) -> bool:
     """Tell whether a key belongs to a later version and is refused."""
-    name = normalize(name)
-    return name in _LATER or name.startswith(_LATER_PREFIXES)
+    return normalize(name) in _LATER
 
 
 def list_names() -> list[str]:

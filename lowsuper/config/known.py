@@ -63,8 +63,8 @@ http11-socket httprouter https https-session-context https-socket https-socket-m
 https-socket-modifier2 https2 idle import ini-paste ini-paste-logged iprint jail jail-attach
 jail-ip4 jail-ip6 jail2 jid-file jidfile jvm-class jvm-classpath jvm-main-class jvm-opt jwsgi
 ldap libjail limit-as limit-nproc limit-post listen listen-queue-alarm load-file-in-cache
-load-file-in-cache-gzip lock-engine locks log-alarm log-backupname log-big log-drain log-encoder
-log-filter log-format log-ioerror log-master-bufsize log-maxsize log-req-encoder log-req-route
+load-file-in-cache-gzip lock-engine locks log-alarm log-big log-drain log-encoder
+log-filter log-ioerror log-master-bufsize log-req-encoder log-req-route
 log-route log-sendfile log-slow log-socket log-zeromq logfile-chmod logformat logger logger-req
 loop lq-alarm lua lua-load map-socket max-apps max-fd max-requests max-requests-delta max-vars
 max-worker-lifetime max-worker-lifetime-delta mem-collector-freq metric metric-alarm metric-dir
@@ -126,7 +126,7 @@ subscription-tolerance subscriptions-credentials-check subscriptions-sign-check
 subscriptions-sign-check-tolerance subscriptions-sign-skip-uid suspend suwsgi-socket symcall
 symcall-post-fork symcall-register-rpc tcp-fast-open tcp-fastopen test thread-stack-size
 thread-stacksize threads threads-stack-size threads-stacksize timer tornado touch-chain-reload
-touch-logreopen touch-logrotate touch-mules-reload touch-signal touch-spoolers-reload
+touch-mules-reload touch-signal touch-spoolers-reload
 touch-workers-reload tuntap-device tuntap-device-rule tuntap-router tuntap-router-firewall-in
 tuntap-router-firewall-out tuntap-router-route tuntap-router-stats udp ugreen-stacksize
 undeferred-shared-socket unique-cron unprivileged-binary-patch unprivileged-binary-patch-arg

@@ -29,9 +29,11 @@ DAEMON = "daemon"  # `field` is "control", or ""
 DAEMON2 = "daemon2"
 SMART = "smart"  # `field` is "daemonize", or ""
 LOG_DATE = "log-date"
+LOG = "log"  # `field` says which function of `config.logs` reads it
 NAME = "name"
 PREFIX = "prefix"  # a text that a blank is added to
 RUNG = "rung"
+CONTROL = "control"  # `field` says which function of `config.control` reads it
 NAMESPACE = "namespace"  # `field` is a key of what `config.jail` reads, up to JAIL_FLAG
 CHROOT = "chroot"
 PIVOT = "pivot"
@@ -92,10 +94,22 @@ OPTIONS = (
     _row("pidfile2", TEXT, "pidfile2", "pidfile, written after"),
     _row("safe-pidfile", TEXT, "safe_pidfile", "pidfile, removed only while it is ours"),
     _row("state-dir", DIRECTORY, "state_dir", "where smart daemons are remembered"),
+    _row("runtime-dir", DIRECTORY, "runtime_dir", "where the instance's lock and socket are"),
+    _row("control-socket", CONTROL, "control_socket", "path of the control socket, or none"),
+    _row("control-mode", MODE, "control_mode", "its mode, in octal"),
+    _row("control-owner", CONTROL, "control_owner", "who owns it, and may do everything there"),
+    _row("control-allow", CONTROL, "control_allow", "what others may do there"),
     _row("daemonize", TEXT, "daemonize", "go to the background and log to this file", "d"),
     _row("daemonize2", TEXT, "daemonize2", "the same, once the daemons were started"),
     _row("logto", TEXT, "logto", "log file"),
     _row("logto2", TEXT, "logto2", "log file, opened after privileges are dropped"),
+    _row("log-maxsize", LOG, "log_maxsize", "rotate the log file at this size"),
+    _row("log-max-age", LOG, "log_max_age", "rotate the log file at this age"),
+    _row("log-backups", LOG, "log_backups", "keep so many old log files: PATH.1, PATH.2, ..."),
+    _row("log-backupname", LOG, "log_backupname", "name of the old log file, else PATH.UNIXTIME"),
+    _row("log-format", LOG, "log_format", "of lowsuper's own lines: text or json"),
+    _row("touch-logrotate", TEXTS, "touch_logrotate", "rotate logs when this file changes"),
+    _row("touch-logreopen", TEXTS, "touch_logreopen", "open logs again when this file changes"),
     _row("log-date logdate", LOG_DATE, "log_date", "begin log lines with the date"),
     _row("touch-reload", TEXTS, "touch_reload", "reload when this file changes"),
     _row("procname-master procname", TEXT, "procname_master", "process title of the master"),

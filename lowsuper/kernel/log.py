@@ -26,7 +26,8 @@ class Log:
     def __init__(self, date_format: str | None = None) -> None:
         """Write to standard error; `date_format` is of strftime(3), None for no date."""
         self.date_format = date_format
-        self._path: str | None = None
+        self.path: str | None = None  # absolute, of the log file
+        self.is_poured = False  # the log process writes to it: see `pour`
         self._sink = Sink(2)
 
     def attach(self, loop: Loop) -> None:
@@ -65,7 +66,16 @@ class Log:
         os.dup2(fd, 2)
         os.close(fd)
         self._sink.redirect(2)
-        self._path = path
+        self.path, self.is_poured = path, False
+
+    def pour(self, take_fd: int) -> None:
+        """Write to a FIFO, whose reader fills the log file, instead of to the file itself."""
+        self.flush()
+        os.dup2(take_fd, 1)
+        os.dup2(take_fd, 2)
+        os.close(take_fd)
+        self._sink.redirect(2)
+        self.is_poured = True
 
     def use(self, path: str | None, date_format: str | None) -> None:
         """Take what a new configuration says; without a path the file stays what it is.
@@ -73,7 +83,7 @@ class Log:
         Raises:
             KernelError: the file cannot be opened; nothing has changed.
         """
-        if path is not None and os.path.abspath(path) != self._path:
+        if path is not None and os.path.abspath(path) != self.path:
             self.open(path)
         self.date_format = date_format
 
@@ -83,12 +93,12 @@ class Log:
         The old one becomes `PATH.UNIXTIME`, as in uWSGI. Daemons that run keep the file that
         they have. Without a log file there is nothing to do, which is said.
         """
-        if self._path is None:
+        if self.path is None:
             self.put("there is no log file to open again")
             return
         try:
             if rotate:
-                os.rename(self._path, f"{self._path}.{int(time.time())}")
-            self.open(self._path)
+                os.rename(self.path, f"{self.path}.{int(time.time())}")
+            self.open(self.path)
         except OSError as error:
             self.put(f"log file not opened again: {error}")

@@ -22,7 +22,7 @@ DEADLINE_MS = 20_000
 SOURCES = Path(__file__).parents[2] / "csrc"
 PROGRAM_SOURCES = (
     *("main", "task", "child", "isolate", "channel", "logfile"),
-    *("keeper", "nsinit", "shim", "guard"),
+    *("keeper", "nsinit", "shim", "guard", "logger", "stream"),
 )
 NULL = FdSource(0, path=b"/dev/null")
 

@@ -12,6 +12,8 @@ ROOTS = ("kernel.world", "supervisor")
 NEVER_IN_A_JAIL = {
     "config": "files are read outside",
     "kernel.source": "files are read outside",
+    "kernel.peer": "who asks is looked at outside",
+    "kernel.logger": "a configuration with a jail and such a log is refused",
 }
 BUILT_IN = {*sys.builtin_module_names, "_frozen_importlib"}
 NOT_ASKED = {"pwd", "grp"}  # `accounts.use_files` comes first
