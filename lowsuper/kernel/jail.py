@@ -120,6 +120,7 @@ PRELOAD_HOOKS = ("lowsuper.kernel.deeds", "lowsuper.kernel.hooks")
 PRELOAD_TITLE = ("prctl",)
 PRELOAD_DROP = ("traceback",)
 PRELOAD_USERS = ("difflib",)
+PRELOAD_JSON = ("lowsuper.wire",)
 
 
 def examine(spec: MasterSpec) -> None:
@@ -189,7 +190,7 @@ class Warden:
         self._dead: tuple[_Inmate, JailEnded] | None = None  # but not all that was in it
         # Once, at the start: the way back from a pid namespace that was only for a child.
         self._own_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self._own_pidfd = os.pidfd_open(os.getpid())
+        self._own_pidfd = process.open_pidfd(os.getpid())
         self._loop = Loop()
         self._loop.watch_signals(SIGNALS, self._on_signal)
         log.attach(self._loop)
@@ -623,7 +624,7 @@ def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervi
     _send(channel, "entered")
     if channel.recv(PACKET) != b"go":
         os._exit(EXIT_FAILED)  # the process outside has ended
-    log = Log(spec.log_date)
+    log = Log(spec.log_date, spec.log_format)
     inner = jail.build_inner(spec)
 
     def ask_reload() -> None:
@@ -653,7 +654,7 @@ def _run_hooks(spec: MasterSpec, spawner: Spawner, null_fd: int) -> None:
     if hooks and spec.jail.post_jail == "inside":
         from lowsuper.kernel.phase import run_phase
 
-        run_phase(hooks, spec.env, Log(spec.log_date), spawner, null_fd)
+        run_phase(hooks, spec.env, Log(spec.log_date, spec.log_format), spawner, null_fd)
 
 
 def _send(channel: _socket.socket, *words: str) -> None:
@@ -697,6 +698,8 @@ def preload(spec: MasterSpec) -> None:
         names += PRELOAD_DROP
     if spec.user or spec.group or any(each.user or each.group for each in spec.daemons):
         names += PRELOAD_USERS
+    if spec.log_format == "json":
+        names += PRELOAD_JSON
     for name in names:
         __import__(name)
 

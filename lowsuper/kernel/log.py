@@ -14,6 +14,8 @@ from lowsuper.kernel.sink import Sink, open_log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lowsuper.kernel.loop import Loop
 
 PREFIX = "lowsuper: "
@@ -21,11 +23,17 @@ LAST_PATIENCE = 1.0  # seconds, when everything has ended
 
 
 class Log:
-    """Puts date and name in front of each line and hands it to a sink."""
+    """Puts date and name in front of each line, or makes it JSON, and hands it to a sink."""
 
-    def __init__(self, date_format: str | None = None) -> None:
-        """Write to standard error; `date_format` is of strftime(3), None for no date."""
-        self.date_format = date_format
+    def __init__(self, date_format: str | None = None, line_format: str = "text") -> None:
+        """Write to standard error.
+
+        Args:
+            date_format: of strftime(3), None for no date.
+            line_format: text or json; a line of JSON always has its time.
+        """
+        self._encode: Callable[[object], str] | None = None
+        self._choose(date_format, line_format)
         self.path: str | None = None  # absolute, of the log file
         self.is_poured = False  # the log process writes to it: see `pour`
         self._sink = Sink(2)
@@ -34,9 +42,28 @@ class Log:
         """Let the loop wait for slow readers."""
         self._sink.attach(loop)
 
-    def put(self, line: str) -> None:
-        """Add one line; it is written by `flush`."""
-        if self.date_format is not None:
+    def _choose(self, date_format: str | None, line_format: str) -> None:
+        self.date_format, self._encode = date_format, None
+        if line_format == "json":
+            from lowsuper.wire import encode
+
+            self._encode = encode
+
+    def put(self, line: str, **more: str) -> None:
+        """Add one line; it is written by `flush`. `more` is for those who read JSON."""
+        if self._encode is not None:
+            now = time.time_ns()
+            when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 1_000_000_000))
+            line = self._encode(
+                {
+                    "time": f"{when}.{now // 1_000_000 % 1000:03}Z",
+                    "monotonic": time.monotonic_ns() / 1e9,
+                    "pid": os.getpid(),
+                    **more,
+                    "message": line,
+                }
+            )
+        elif self.date_format is not None:
             line = f"{time.strftime(self.date_format)} - {PREFIX}{line}"
         else:
             line = PREFIX + line
@@ -77,7 +104,9 @@ class Log:
         self._sink.redirect(2)
         self.is_poured = True
 
-    def use(self, path: str | None, date_format: str | None) -> None:
+    def use(
+        self, path: str | None, date_format: str | None, line_format: str = "text"
+    ) -> None:
         """Take what a new configuration says; without a path the file stays what it is.
 
         Raises:
@@ -85,7 +114,7 @@ class Log:
         """
         if path is not None and os.path.abspath(path) != self.path:
             self.open(path)
-        self.date_format = date_format
+        self._choose(date_format, line_format)
 
     def reopen(self, rotate: bool) -> None:
         """Open the log file again, for log rotation; with `rotate` move the old one aside first.

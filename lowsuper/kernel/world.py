@@ -241,7 +241,10 @@ class World:
 
     def say(self, note: Note) -> None:
         """Tell the operator."""
-        self.say_line(report.format_note(note))
+        more = {"event": type(note).__name__}
+        if "name" in note.__match_args__:
+            more["daemon"] = note.name  # type: ignore[union-attr]  # those that have one
+        self._log.put(report.format_note(note), **more)
 
     def say_line(self, line: str) -> None:
         """Tell the operator something that no machine has decided."""

@@ -50,6 +50,7 @@ def test_everything_that_is_imported_late_is_preloaded():
             jail.PRELOAD_TITLE,
             jail.PRELOAD_DROP,
             jail.PRELOAD_USERS,
+            jail.PRELOAD_JSON,
         )
         for name in names
     }
