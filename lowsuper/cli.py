@@ -176,7 +176,7 @@ def _open_log(spec: MasterSpec, background: str | None) -> Log:
     from lowsuper.config.wording import format_problem
     from lowsuper.kernel.log import Log
 
-    log = Log(spec.log_date)
+    log = Log(spec.log_date, spec.log_format)
     path = background or _first_log(spec)
     for notice in spec.notices:
         log.put(format_problem(notice))
@@ -200,7 +200,7 @@ def _reloader(
             new = load(True)
             _keep_jail(new, is_jailed)
             path = background or new.logto2 or new.logto
-            log.use(path and os.path.join(start, path), new.log_date)
+            log.use(path and os.path.join(start, path), new.log_date, new.log_format)
         except (ConfigError, PlanError) as error:
             for line in _explain(error):
                 log.put(line)
