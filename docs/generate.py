@@ -52,6 +52,8 @@ KIND_VALUES = {
     options.NAMESPACE: "ROOT[:HOSTNAME]",
     options.KEEP: "[ro:][optional:]PATH[:PATH]",
     options.JAIL_FLAG: "boolean",
+    options.NETWORK: "boolean, name or path",
+    options.LINK: "KIND:NAME[,key=value,...]",
     options.CHROOT: "ROOT",
     options.PIVOT: "NEW_ROOT [OLD_ROOT]",
     options.UNSHARE: "names",
@@ -67,6 +69,7 @@ REPEATABLE = {
     options.DAEMON2,
     options.SMART,
     options.KEEP,
+    options.LINK,
     options.UNSHARE,
 }
 PARSER_VALUES = {

@@ -213,6 +213,9 @@ class _Checker:
         if daemon.root is not None and not self._facts.is_directory(daemon.root):
             origin = daemon.origin.replace(key="root", value=daemon.root)
             self._say_missing(origin, "is not a directory", daemon.name)
+        if daemon.netns is not None and not self._facts.is_there(daemon.netns):
+            origin = daemon.origin.replace(key="netns", value=daemon.netns)
+            self._say_missing(origin, "is not there", daemon.name)
         places = [keep.source for keep in daemon.mounts]
         if daemon.root is None:
             places += [keep.target for keep in daemon.mounts]
@@ -415,6 +418,10 @@ def _find_both(spec: MasterSpec, outside: Facts) -> list[Problem]:
 
     assert spec.jail is not None
     found = find_jail_problems(spec, os.path.exists)
+    if spec.jail.links or spec.jail.netns is not None:
+        from lowsuper.kernel.network import has_link
+
+        found += find_network_problems(spec, os.path.exists, has_link, _can_import)
     outer, inner = split_jailed(spec)
     found += find_problems(outer, outside)
     if not spec.jail.is_elsewhere:
@@ -422,6 +429,43 @@ def _find_both(spec: MasterSpec, outside: Facts) -> list[Problem]:
     elif spec.jail.root is not None and outside.is_directory(spec.jail.root):
         environ = build_environment(os.environ, spec.env).variables
         found += find_problems(inner, JailFacts(environ, spec.jail))
+    return found
+
+
+def _can_import(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def find_network_problems(
+    spec: MasterSpec,
+    exists: Callable[[str], bool],
+    has_link: Callable[[str], bool],
+    can_import: Callable[[str], bool],
+) -> list[Problem]:
+    """Return what the network of a jail lacks on this machine.
+
+    Args:
+        spec: with a jail.
+        exists: tells whether there is something at a path.
+        has_link: tells whether the host has a link of a name.
+        can_import: tells whether a module is installed.
+    """
+    from lowsuper.config.network import LINK_OPTION, find_link_problems
+
+    assert spec.jail is not None
+    is_final = not split_jailed(spec)[0].hooks
+    found = find_link_problems(spec.origins, has_link, is_final=is_final)
+    places = {origin.key: origin for origin in spec.origins}
+    if spec.jail.links and not can_import("pyroute2"):
+        reason = "pyroute2, which makes links, is not installed"
+        found.append(Problem(places[LINK_OPTION], reason, "", "pip install pyroute2"))
+    path = spec.jail.netns
+    if path is not None and not exists(path):
+        reason = f"there is no network namespace {path}"
+        advice = f"ip netns add {path.rpartition('/')[2]} makes one" if is_final else ""
+        found.append(Problem(places["namespace-net"], reason, "", advice, is_error=is_final))
     return found
 
 

@@ -45,6 +45,7 @@ AFTER = ("post-jail",)
 
 PREPARING, ALIVE, WAITING, ENDED = "preparing", "alive", "waiting", "ended"
 RUN, RELOAD, STOP = "run", "reload", "stop"
+MAKING, MADE, REMOVING = "making", "made", "removing"
 
 
 # What happens.
@@ -72,6 +73,18 @@ class JailEnded(Record):
 
 class JailTimer(Record):
     """The timer has fired."""
+
+
+class NetworkMade(Record):
+    """The links were made, or, with a problem, not; nothing more is done about them now."""
+
+    problem: str = ""
+
+
+class NetworkRemoved(Record):
+    """Nothing is left of the links but what the problem tells."""
+
+    problem: str = ""
 
 
 # What is to be done.
@@ -107,6 +120,18 @@ class SayLine(Record):
     text: str
 
 
+class MakeNetwork(Record):
+    """Make the links of the jail that was entered; NetworkMade follows."""
+
+
+class KillNetwork(Record):
+    """Go on with that no longer; NetworkMade follows all the same."""
+
+
+class RemoveNetwork(Record):
+    """Remove what is left of the links of a dead jail; NetworkRemoved follows."""
+
+
 class Outside(Record):
     """The state of the process outside."""
 
@@ -124,13 +149,18 @@ class Outside(Record):
     again: str = ""  # why a reload was asked for while there was no time for it
     brutal: bool = False  # a reload does not wait for the daemons
     code: int | None = None  # what the program ends with, whatever the jail does
+    network: str = ""  # "": it has no links; making, made, removing
+    failure: str = ""  # why they could not be made
+    ended: JailEnded | None = None  # is dead, but its links are still there
 
 
 if TYPE_CHECKING:
     from lowsuper.events import MasterAction, MasterEvent
 
-    Event = MasterEvent | JailEntered | JailReady | JailAsksReload | JailEnded | JailTimer
-    Action = MasterAction | MakeJail | LetJailGo | SignalJail | KillJail | SetJailTimer | SayLine
+    JailEvent = JailEntered | JailReady | JailAsksReload | JailEnded | JailTimer
+    Event = MasterEvent | JailEvent | NetworkMade | NetworkRemoved
+    JailAction = MakeJail | LetJailGo | SignalJail | KillJail | SetJailTimer | SayLine
+    Action = MasterAction | JailAction | MakeNetwork | KillNetwork | RemoveNetwork
     Result = tuple[Outside, tuple[Action, ...]]
 
 
@@ -185,6 +215,16 @@ def step(spec: MasterSpec, state: Outside, event: Event, now: Ns) -> Result:  # 
         case Loaded():
             return _loaded(spec, state, now)
         case LoadRefused():
+            return state, ()
+        case NetworkMade(problem=problem):
+            return _network_made(spec, state, problem, now)
+        case NetworkRemoved(problem=problem):
+            return _network_removed(spec, state, problem, now)
+        case JailEntered() if spec.jail is not None and spec.jail.links and not state.network:
+            return state.replace(network=MAKING), (MakeNetwork(),)
+        case JailEnded() if state.network:
+            return _hold_end(state, event)
+        case JailTimer() if state.ended is not None:
             return state, ()
         case HookEnded(status=status, problem=problem):
             return _hook_ended(spec, state, status, problem, now)
@@ -246,6 +286,8 @@ def _advance(spec: MasterSpec, state: Outside, now: Ns) -> Result:
 def _give_up(state: Outside, code: int) -> Result:
     """End with `code` as soon as nothing lives any more."""
     state = state.replace(goal=STOP, code=code, todo=())
+    if state.ended is not None:
+        return state, ()  # the end comes when the network is removed
     if state.phase == ALIVE:
         return state, (KillJail(),)
     return state.replace(phase=ENDED), (SetJailTimer(None), Finish(code))
@@ -353,7 +395,7 @@ def _reload(spec: MasterSpec, state: Outside, why: str, brutal: bool, now: Ns) -
         return state, (SayLine(f"reload ({why}): it is stopping; ignored"),)
     if spec.exit_on_reload:
         return _stop(state, SIGTERM, f"{why} with exit-on-reload", now)
-    busy = state.goal == RELOAD or state.phase == PREPARING
+    busy = state.goal == RELOAD or state.phase == PREPARING or state.ended is not None
     if busy or (state.phase == ALIVE and not state.ready):
         return state.replace(again=why, brutal=state.brutal or brutal), ()
     state = state.replace(brutal=brutal, again="")
@@ -362,6 +404,8 @@ def _reload(spec: MasterSpec, state: Outside, why: str, brutal: bool, now: Ns) -
 
 def _loaded(spec: MasterSpec, state: Outside, now: Ns) -> Result:
     """End the jail, to make a new one; nothing of lowsuper is inside that could do more."""
+    if state.ended is not None:
+        return state.replace(goal=RELOAD if state.goal == RUN else state.goal), ()
     if state.phase == WAITING:
         state, actions = _prepare(spec, state.replace(spawns=0), now)
         return state, (SetJailTimer(None), *actions)
@@ -379,6 +423,42 @@ def _ready(spec: MasterSpec, state: Outside, now: Ns) -> Result:
         return state, actions
     state, more = _reload(spec, state, state.again, state.brutal, now)
     return state, (*actions, *more)
+
+
+def _network_made(spec: MasterSpec, state: Outside, problem: str, now: Ns) -> Result:
+    """Go on with what comes once the jail was entered; without its network it is of no use."""
+    if state.ended is not None:  # meanwhile
+        return state.replace(network=REMOVING), (RemoveNetwork(),)
+    state = state.replace(network=MADE)
+    if state.goal == STOP:
+        return state, ()  # it is being killed
+    if problem:
+        return state.replace(failure=f"the jail: {problem}"), (KillJail(),)
+    return step(spec, state, JailEntered(), now)
+
+
+def _hold_end(state: Outside, event: JailEnded) -> Result:
+    """Remove the links of a jail that has ended before anything comes of its end.
+
+    The kernel removes them, too, but some time later, and a new jail would find them still there.
+    """
+    done: list[Action] = [SetJailTimer(None)]
+    if state.hook is not None:
+        done.append(KillHook())
+    if state.failure:
+        event = event.replace(code=EXIT_FAILED, failure=state.failure)
+    state = state.replace(phase=WAITING, going=False, todo=(), ended=event)
+    if state.network == MAKING:
+        return state, (*done, KillNetwork())
+    return state.replace(network=REMOVING), (*done, RemoveNetwork())
+
+
+def _network_removed(spec: MasterSpec, state: Outside, problem: str, now: Ns) -> Result:
+    event = state.ended
+    assert event is not None
+    say: list[Action] = [SayLine(problem)] if problem else []
+    state = state.replace(network="", failure="", ended=None)
+    return _then(say, _ended(spec, state, event, now))
 
 
 def _ended(spec: MasterSpec, state: Outside, event: JailEnded, now: Ns) -> Result:

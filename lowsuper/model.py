@@ -179,6 +179,8 @@ class Jail(Record):
     old_root: str | None = None  # of pivot-root: where in the new root the old one stays
     joins: str | None = None  # socket of a master: what is not of its own is that one's
     post_jail: str = "outside"  # where these hooks run: "outside", "inside", or "" for nowhere
+    netns: str | None = None  # path of a network namespace that it joins, in place of `net`
+    links: tuple[Link, ...] = ()  # that its network has besides loopback
 
     @property
     def is_elsewhere(self) -> bool:

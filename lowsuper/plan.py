@@ -316,7 +316,9 @@ def _decode(text: bytes | None) -> str:
     return (text or b"").decode("utf-8", "surrogateescape")
 
 
-def _describe_isolation(plan: SpawnPlan, step: str, arg: int) -> str:  # noqa: PLR0911  # a table
+def _describe_isolation(  # noqa: C901, PLR0911  # a table
+    plan: SpawnPlan, step: str, arg: int
+) -> str:
     match step:
         case "namespaces":
             return next((name for name, flag in NAMESPACES.items() if flag == arg), "")

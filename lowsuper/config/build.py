@@ -78,6 +78,8 @@ class Builder:
             options.NAMESPACE: self._take_jail,
             options.KEEP: self._take_jail,
             options.JAIL_FLAG: self._take_jail,
+            options.NETWORK: self._take_network,
+            options.LINK: self._take_jail,
             options.CHROOT: self._take_jail,
             options.PIVOT: self._take_jail,
             options.UNSHARE: self._take_jail,
@@ -285,11 +287,26 @@ class Builder:
     def _take_jail(self, row: OptionRow, option: Option) -> None:
         self._jail.setdefault(row.field, []).append(option)
 
+    def _take_network(self, row: OptionRow, option: Option) -> None:
+        """Take whether a jail has a network of its own, or which one it joins: the last counts."""
+        try:
+            parse_bool(option.value)
+        except ValueError:
+            self._jail.setdefault("netns", []).append(option)
+        else:
+            self._jail.pop("netns", None)
+            self._jail.setdefault(row.field, []).append(option)
+
     def _add_jail(self, spec: MasterSpec) -> MasterSpec:
         from lowsuper.config.jail import read_jail  # few files have one
 
         jail, problems = read_jail(self._jail)
         self._problems += problems
+        if "netns" in self._jail or "links" in self._jail:
+            from lowsuper.config.network import add_network  # even fewer have
+
+            jail, problems = add_network(jail, self._jail)
+            self._problems += problems
         if jail is not None and not jail.has_cgroups and spec.kill_domain == "cgroup":
             origin = next(each for each in reversed(spec.origins) if each.key == "kill-domain")
             reason = "there are no cgroups in a jail"

@@ -41,6 +41,8 @@ UNSHARE = "unshare"
 SETNS = "setns"
 KEEP = "keep"
 JAIL_FLAG = "jail-flag"
+NETWORK = "network"  # a boolean, or what network is joined
+LINK = "link"
 CGROUP = "cgroup"  # `field` is of what `config.cgroups` reads
 ACCEPTED = "accepted"  # what it asks for is always so
 
@@ -132,7 +134,8 @@ OPTIONS = (
     _row("instance", NAME, "name", "name of this instance"),
     _row("namespace ns", NAMESPACE, "namespace", "live in a jail: ROOT[:HOSTNAME]"),
     _row("namespace-keep-mount", KEEP, "keeps", "show this of the host in the jail"),
-    _row("namespace-net ns-net", JAIL_FLAG, "net", "the jail has a network of its own"),
+    _row("namespace-net ns-net", NETWORK, "net", "the jail has a network of its own, or joins one"),
+    _row("namespace-net-link", LINK, "links", "a network link of the jail"),
     _row("namespace-overlay", JAIL_FLAG, "overlay", "what is written in the jail stays in memory"),
     _row("chroot", CHROOT, "chroot", "live in this root directory"),
     _row("pivot-root", PIVOT, "pivot-root", "the same, with the old root at OLD or nowhere"),

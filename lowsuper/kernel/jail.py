@@ -47,9 +47,14 @@ from lowsuper.jail import (
     JailReady,
     JailTimer,
     KillJail,
+    KillNetwork,
     LetJailGo,
     MakeJail,
+    MakeNetwork,
+    NetworkMade,
+    NetworkRemoved,
     Outside,
+    RemoveNetwork,
     SayLine,
     SetJailTimer,
     SignalJail,
@@ -75,6 +80,7 @@ if TYPE_CHECKING:
     from lowsuper.jail import Action, Event
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.life import Life
+    from lowsuper.kernel.wiring import Wiring
     from lowsuper.model import Hook, Jail, MasterSpec
 
     class Supervise(Protocol):
@@ -197,6 +203,7 @@ class Warden:
         self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._spawner = Spawner()
         self._hooks: Hooks | None = None  # until there is one to run
+        self._wiring: Wiring | None = None  # until there is a link to make
         self._watcher = Watcher(self._loop)
         self._fifo = MasterFifo(self._loop, lambda byte: self._queue.append(FifoByte(byte)))
         self._use(spec)
@@ -318,6 +325,8 @@ class Warden:
             case KillHook():
                 if self._hooks is not None:
                     self._hooks.kill()
+            case MakeNetwork() | KillNetwork() | RemoveNetwork():
+                self._wire(action)
             case LoadConfig():
                 self._reload()
             case Announce():
@@ -450,6 +459,40 @@ class Warden:
             self._fifo.select(paths[slot])
         except KernelError as error:
             self.say_line(str(error))
+
+    # Links.
+
+    def _wire(self, action: MakeNetwork | KillNetwork | RemoveNetwork) -> None:
+        wiring = self._wiring
+        if wiring is None:
+            from lowsuper.kernel.domain import instance_id
+            from lowsuper.kernel.wiring import Wiring
+
+            wiring = self._wiring = Wiring(
+                self._loop,
+                self._spawner,
+                self._children,
+                self,
+                instance=instance_id(self._spec),
+                null_fd=self._null_fd,
+            )
+        match action:
+            case MakeNetwork():
+                inmate, made = self._jail, self._spec.jail
+                if inmate is None or made is None:
+                    problem = "namespace-net-link: the jail has ended"
+                    self._queue.append(NetworkMade(problem))  # its end is told next
+                    return
+                wiring.make(
+                    made.links,
+                    inmate.pid,
+                    inmate.pidfd,
+                    lambda problem: self._queue.append(NetworkMade(problem)),
+                )
+            case KillNetwork():
+                wiring.kill()
+            case RemoveNetwork():
+                wiring.remove(lambda problem: self._queue.append(NetworkRemoved(problem)))
 
     # Hooks, whose owner this is.
 
@@ -607,6 +650,7 @@ def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervi
         preload(spec)
     spawner = Spawner()
     null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    finish_network = _prepare_network(spec)
 
     def tell(place: Place) -> None:
         kind = "directory" if place.is_directory else "file"
@@ -621,6 +665,7 @@ def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervi
     if made.is_elsewhere:
         seal()
         accounts.use_files(accounts.read_files("/"))
+    finish_network()
     _send(channel, "entered")
     if channel.recv(PACKET) != b"go":
         os._exit(EXIT_FAILED)  # the process outside has ended
@@ -655,6 +700,17 @@ def _run_hooks(spec: MasterSpec, spawner: Spawner, null_fd: int) -> None:
         from lowsuper.kernel.phase import run_phase
 
         run_phase(hooks, spec.env, Log(spec.log_date, spec.log_format), spawner, null_fd)
+
+
+def _prepare_network(spec: MasterSpec) -> Callable[[], None]:
+    """Join the network that is to be joined; return what is to be called in the jail."""
+    made = spec.jail
+    if made is None or (not made.net and made.netns is None):
+        return lambda: None
+    from lowsuper.kernel import network  # while something can be imported
+
+    network.prepare(made)
+    return lambda: network.finish(made)
 
 
 def _send(channel: _socket.socket, *words: str) -> None:

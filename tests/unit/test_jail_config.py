@@ -87,7 +87,7 @@ def test_switches_of_the_jail():
     assert (jail.net, jail.overlay) == (True, True)
     assert not load_lines("namespace = /x", "namespace-net = false").jail.net
     with pytest.raises(ConfigError):
-        load_lines("namespace = /x", "namespace-net = eth0")
+        load_lines("namespace = /x", "namespace-overlay = eth0")
 
 
 def test_options_of_a_jail_without_one_are_noticed():

@@ -47,6 +47,8 @@ MAY_IMPORT = {
     "kernel.ways": "errors model record kernel",
     "kernel.phase": "errors events model plan report kernel",
     "kernel.jailed": "model plan kernel",
+    "kernel.links": "config.network kernel",
+    "kernel.wiring": "config.network errors events plan report units kernel",
     "kernel.premises": "kernel",
     "kernel.privilege": "errors model plan kernel.facts",
     "kernel.world": "errors events model plan report kernel",
@@ -65,7 +67,7 @@ MAY_IMPORT = {
     "kernel.records": "errors identity kernel",
     # The program.
     "supervisor": "errors events machine master",
-    "check": "command config errors jail kernel.facts kernel.jailed kernel.source model plan",
+    "check": "command config errors jail kernel.facts kernel.jailed kernel.network kernel.source model plan",
     "doctor": "check config.wording errors kernel.premises kernel.probe model",
     "enter": "kernel",
     "cli": "check doctor enter config.wording errors events kernel model supervisor",
@@ -104,7 +106,11 @@ PURE = {
     *("report", "plan", "command", "config", "supervisor"),
 }
 STDLIB_OF_PURE = {"_collections", "_signal", "collections"}
-STDLIB_OF_PURE_BY_MODULE = {"config.logic": {"re"}, "wire": {"_json"}}
+STDLIB_OF_PURE_BY_MODULE = {
+    "config.logic": {"re"},
+    "config.network": {"ipaddress"},
+    "wire": {"_json"},
+}
 STDLIB_OF_PURE_WHEN_CALLED = {"difflib", "json", "os.strerror"}  # where something is wrong already
 
 
@@ -244,6 +250,19 @@ def test_pure_module_reaches_for_nothing_outside(name):
         for text in foreign(imports["called"])
     }
     assert lazy <= STDLIB_OF_PURE_WHEN_CALLED | allowed
+
+
+def test_pyroute2_is_imported_by_the_helper_alone():
+    users = [
+        name
+        for name in MODULES
+        if any(
+            text.partition(".")[0] == "pyroute2"
+            for each in read_imports(name).values()
+            for text in each
+        )
+    ]
+    assert users == ["kernel.links"]
 
 
 def test_extension_is_imported_in_one_place():
