@@ -218,6 +218,17 @@ def parse_ready(text: str) -> object:
     return readiness.parse_ready(text)
 
 
+def parse_policy(name: str) -> Callable[[str], object]:
+    """Return what parses a value of `config.policy`, which few configurations need."""
+
+    def parse(text: str) -> object:
+        from lowsuper.config import policy
+
+        return getattr(policy, f"parse_{name}")(text)
+
+    return parse
+
+
 def parse_type(text: str) -> str:
     """Return the type of a daemon: see `config.readiness`."""
     from lowsuper.config import readiness
@@ -313,6 +324,26 @@ KEYS = (
         "ready",
         "exec:COMMAND, tcp:HOST:PORT, unix:PATH, file:PATH, pidfile, notify or fd:N",
     ),
+    Key(("restart",), parse_policy("restart"), "restart", "always, on-failure or never (always)"),
+    Key(
+        ("backoff",),
+        parse_policy("backoff"),
+        "backoff",
+        "first and longest pause between starts, such as 0.5s..30s (as uWSGI)",
+    ),
+    Key(
+        ("max_restarts",),
+        parse_policy("max_restarts"),
+        "max_restarts",
+        "restarts in a time, such as 5/60s, after which it is given up (any)",
+    ),
+    Key(
+        ("on_give_up",),
+        parse_policy("give_up"),
+        "on_give_up",
+        "stop, or exit: the master ends too, with its exit code (stop)",
+    ),
+    Key(("success_codes",), parse_policy("codes"), "success_codes", "exit codes of success (0)"),
     Key(("start_timeout",), parse_patience, "start_timeout", "time to be ready (any)"),
     Key(("watchdog",), parse_patience, "watchdog", "longest silence between two notifications"),
     Key(("notify_access",), parse_access, "notify_access", "main or all of it may notify"),
@@ -408,9 +439,7 @@ KEYS = (
 NAMES = {name: key for key in KEYS for name in key.names}
 """Every name of a daemon key."""
 
-_LATER_NAMES = (
-    "legion env envfile clean_env restart max_restarts listen"
-)
+_LATER_NAMES = "legion env envfile clean_env listen"
 _LATER = frozenset(_LATER_NAMES.split())
 LATER_FLAGS = frozenset(("clean_env",))
 """Keys of later versions that may stand without "="."""

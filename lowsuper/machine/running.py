@@ -98,5 +98,7 @@ def _fail(
     """End it for a fault of its own: what it has behind it still counts."""
     why = "watchdog" if then == CRASHED else "not ready in time"
     after, actions = end(spec, state, signal, why=why, then=then, now=now)
-    after = after.replace(spawns=state.spawns, recent=state.recent)
+    # What was never ready has not run, as far as the next pause goes.
+    born = after.born if then == CRASHED else now
+    after = after.replace(spawns=state.spawns, recent=state.recent, born=born)
     return after, (Say(note), *actions, *unsettle(state.first))

@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "kernel.log": "errors wire kernel.loop kernel.sink",
     "kernel.logger": "errors model plan record kernel",
     "kernel.logs": "model plan kernel.logger",
+    "kernel.tail": "errors model plan units kernel",
     "kernel.records": "errors identity kernel",
     # The program.
     "supervisor": "errors events machine master",
