@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.log import Log
     from lowsuper.kernel.spawn import Spawner
     from lowsuper.model import MasterSpec
@@ -128,19 +129,35 @@ def _run(arguments: list[str]) -> int:
         ) from error
     load = _loader(arguments, start)
     spec = load(False)
+    from lowsuper.kernel.instance import claim
+
+    claimed = claim(spec, os.environ)
+    try:
+        return _run_claimed(spec, load, start, claimed)
+    finally:
+        claimed.close()
+
+
+def _run_claimed(
+    spec: MasterSpec, load: Callable[[bool], MasterSpec], start: str, claimed: Claim
+) -> int:
+    """Go to the background if asked to, and supervise, as the only master of its kind."""
     announce: Callable[[], None] = _nothing
     background = spec.daemonize or spec.daemonize2
     if background:
         from lowsuper.kernel.background import go_to_background
 
         ready = go_to_background(background)
+        claimed.sign()
         if spec.daemonize2:
             announce = ready
     log = _open_log(spec, background)
+    if claimed.problem:
+        log.put(claimed.problem)
     reload = _reloader(load, log, background, start, spec.jail is not None)
     prepared = ready if spec.daemonize else _nothing
     if spec.jail is None:
-        return _supervise(spec, log, reload, announce, prepared=prepared)
+        return _supervise(spec, log, reload, announce, prepared=prepared, claim=claimed)
     from lowsuper.kernel.jail import Warden
 
     warden = Warden(spec, log, reload, announce, _supervise)
@@ -158,13 +175,16 @@ def _supervise(
     watch: tuple[int, Callable[[], None]] | None = None,
     null_fd: int = -1,
     prepared: Callable[[], None] = _nothing,
+    claim: Claim | None = None,
 ) -> int:
     """Run a master in this process until it has ended; see `kernel.world`."""
     from lowsuper.events import Boot
     from lowsuper.kernel.world import World
     from lowsuper.supervisor import Supervisor
 
-    world = World(spec, log, load, announce, spawner=spawner, watch=watch, null_fd=null_fd)
+    world = World(
+        spec, log, load, announce, spawner=spawner, watch=watch, null_fd=null_fd, claim=claim
+    )
     prepared()
     supervisor = Supervisor(spec, world)
     supervisor.post(Boot())
@@ -248,7 +268,11 @@ def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
                 examine(spec)
                 return spec
             resolve(spec)
-            resolve_master(spec)
+            identity = resolve_master(spec)
+            if spec.control_allow or spec.control_owner:
+                from lowsuper.kernel.peer import resolve_rights
+
+                resolve_rights(spec, identity)
             return spec.replace(chdir=_try_directory(spec, start))
         finally:
             if here >= 0:

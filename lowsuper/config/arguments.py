@@ -30,6 +30,7 @@ _INTERNAL = frozenset(
         "UWSGI_EMPEROR_PROXY",
         "UWSGI_JAIL_PID",
         "UWSGI_ORIGINAL_PROC_NAME",
+        "LOWSUPER_SOCKET",
     )
 )
 

@@ -31,6 +31,7 @@ DEADLINE = 20.0
 ROOT = Path(__file__).resolve().parents[2]
 DAEMONS = ROOT / "tests" / "daemons"
 MARK = "TEST_MASTER_MARK"
+RUNTIME = "LOWSUPER_RUNTIME_DIR"
 NOBODY = 65534
 
 IS_ROOT = os.geteuid() == 0
@@ -69,7 +70,7 @@ class Master:
         self._process = subprocess.Popen(
             [*prefix, *self.program, *arguments],
             cwd=cwd,
-            env={**os.environ, MARK: self.mark, **(env or {})},
+            env={RUNTIME: f"{cwd}/.run", **os.environ, MARK: self.mark, **(env or {})},
             stdin=popen.pop("stdin", subprocess.DEVNULL),
             start_new_session=True,
             **popen,
@@ -304,6 +305,8 @@ class Masters:
     def launch(self, *arguments: str, **keywords) -> Master:
         """Start a master with these arguments, and do not wait for anything."""
         keywords.setdefault("cwd", self.directory)
+        env = keywords.get("env") or {}
+        keywords["env"] = {RUNTIME: f"{self.directory}/.run", **env}
         return self.adopt(Master(*arguments, **keywords))
 
     def adopt(self, master: Master) -> Master:

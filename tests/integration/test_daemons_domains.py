@@ -331,7 +331,7 @@ def test_second_master_of_the_same_file_says_so_and_ends(masters):
 def test_reload_that_needs_a_locked_cgroup_for_the_first_time_waits_for_it(masters):
     first = masters.start("attach-daemon2 = cmd=sleep 1000,name=own,ns_pid")
     text = "kill-domain = cgroup\nattach-daemon2 = cmd=sleep 1000,name=web,max_throttle=1"
-    second = masters.start(text)
+    second = masters.start(text, env={"LOWSUPER_RUNTIME_DIR": str(masters.directory / "other")})
     first.signal(signal.SIGHUP)
     first.wait_line(r"web: kill-domain .*already run by another lowsuper.*next try in 1 s")
     assert second.stop() == 0
@@ -345,6 +345,7 @@ def test_same_name_of_another_file_is_another_instance(masters):
     other = masters.begin(
         "kill-domain = cgroup\ninstance = same\nattach-daemon2 = cmd=sleep 1000,name=web",
         name="other.ini",
+        env={"LOWSUPER_RUNTIME_DIR": str(masters.directory / "other")},
     ).wait_ready()
     assert first.stop() == 0
     assert is_alive(other.pid_of("web"))
