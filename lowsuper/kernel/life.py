@@ -183,6 +183,21 @@ class Life:
         return 0 if self._main_gone else self._main_pid
 
     @property
+    def known_pid(self) -> int:
+        """The pid of the daemon's own process, also when it has ended; 0: it is not known yet."""
+        return self._main_pid
+
+    @property
+    def known_pidfd(self) -> int:
+        """The pidfd of the same, which stays the life's; -1: there is none."""
+        return self._main_pidfd if self._child.channel_fd >= 0 else self._child.pidfd
+
+    @property
+    def keeper_pid(self) -> int:
+        """The pid of the role between; 0: there is none."""
+        return self._child.pid if self._child.channel_fd >= 0 else 0
+
+    @property
     def rung(self) -> str:
         """The rung of the kill domain."""
         return self._rung

@@ -254,6 +254,30 @@ class SmartLife:
         return self._launch.main_pid if self._launch is not None else 0
 
     @property
+    def known_pid(self) -> int:
+        """The pid of the named process, or until there is one of the launched; 0: neither."""
+        if self.pid or self._launch is None:
+            return self.pid
+        return self._launch.known_pid
+
+    @property
+    def known_pidfd(self) -> int:
+        """The pidfd of the same, which stays the life's; -1: there is none."""
+        if self._pidfd >= 0 or self._launch is None:
+            return self._pidfd
+        return self._launch.known_pidfd
+
+    @property
+    def keeper_pid(self) -> int:
+        """The pid of the process that keeps the domain of the launch; 0: there is none."""
+        return 0 if self._launch is None else self._launch.keeper_pid
+
+    @property
+    def leaf(self) -> Leaf | None:
+        """The leaf of the launch, which stays the launch's."""
+        return None if self._launch is None else self._launch.leaf
+
+    @property
     def rung(self) -> str:
         """The rung of the kill domain."""
         if self._launch is not None:

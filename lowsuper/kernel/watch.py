@@ -17,6 +17,7 @@ import os
 import time
 from struct import Struct
 
+from lowsuper.errors import KernelError
 from lowsuper.kernel import native
 from lowsuper.units import SECOND
 
@@ -188,8 +189,22 @@ class Watcher:
         self._use(row, {watch: None})
         return row.number
 
+    def expect(self, path: str, callback: Callable[[], None]) -> int:
+        """Watch a path as `replace` does for a pidfile; return a number for `remove`.
+
+        There need not be anything at it, nor its directory. Not for one who calls `replace`.
+        """
+        mask = IN_DIRECTORY | IN_FILE | IN_MODIFY
+        row = self._insert(os.path.abspath(path), callback, PIDFILE, mask)
+        problem = self._arm(row)
+        if problem:
+            self.remove(row.number)
+            raise KernelError("inotify_add_watch", 0, path, problem)
+        row.look_again()
+        return row.number
+
     def remove(self, number: int) -> None:
-        """Stop to watch what `add` has returned this number for; not doing so is no error."""
+        """Stop to watch what `add` or `expect` gave this number; not doing so is no error."""
         row = self._rows.pop(number, None)
         if row is None:
             return
