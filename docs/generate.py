@@ -90,7 +90,7 @@ PARSER_VALUES = {
     "parse_caps": "names",
     "parse_namespaces": "names",
     "parse_hostname": "name",
-    "parse_netns": "name or path",
+    "parse_netns": "network",
     "parse_root": "directory",
     "parse_ready": "how",
     "parse_type": "type",

@@ -154,6 +154,17 @@ def test_macvlan_is_on_a_link_of_the_host(masters, hosts, root):
     assert host.links() == {"lo", "lan0", "far0"}
 
 
+def test_master_that_unshares_its_network_alone_gets_a_link(masters, host):
+    before = host.links()
+    hook = f"exec-as-root = {PING} 10.9.0.1 && {PING} 127.0.0.1 && echo over"
+    text = f"unshare = net\n{ON_BRIDGE}\n{hook}\n{DAEMON}\n"
+    master = masters.start(text, prefix=host.prefix)
+    master.wait_output("^over$")
+    assert len(host.links() - before) == 1
+    assert master.stop() == 0
+    assert host.links() == before
+
+
 def test_post_jail_hook_finds_the_link(masters, host, root):
     link = f"{ON_BRIDGE},host-name=to-web"
     hook = f"exec-post-jail = {PING} 10.9.0.2 && {BUSYBOX} ip link show to-web"
