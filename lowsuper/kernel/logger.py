@@ -315,8 +315,11 @@ class Logger:
             if not one.st_nlink or not os.path.samestat(one, other):
                 return None  # removed by the one before, which had the lock until now
             channel = self._start(name, fds)
-        if channel is None or not wait_readable(channel.fileno(), PATIENCE_MS):
+        if channel is None:
             return None
+        if not wait_readable(channel.fileno(), PATIENCE_MS):
+            channel.close()
+            raise KernelError("log process", ETIMEDOUT, name, "it may wait for a disk")
         message = self._message
         size = lib.lowsuper_receive(channel.fileno(), message, _SIZE, _passed_fd)
         if size != _SIZE or message.op != lib.LOWSUPER_LOG_READY:

@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.logger import Logger
-    from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.smart import SmartLife
+    from lowsuper.kernel.tail import Follower
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
     from lowsuper.plan import SpawnPlan
@@ -625,6 +625,33 @@ class World:
         ):
             return
         self._log.reopen(rotate)
+
+    def tail(self, spec: DaemonSpec, lines: int) -> bytes:
+        """Return the last lines that a daemon wrote.
+
+        Raises:
+            LowsuperError: there are none to be had; the text says why.
+        """
+        from lowsuper.kernel.tail import tail
+
+        return tail(spec, lines, self._logger, self._uid_of(spec))
+
+    def follow(self, spec: DaemonSpec, wake: Callable[[], None]) -> Follower:
+        """Return what tells all that a daemon writes from now on: see `kernel.tail`.
+
+        Raises:
+            LowsuperError: there is nothing to be had; the text says why.
+        """
+        from lowsuper.kernel.tail import Follower
+
+        uid = self._uid_of(spec)
+        return Follower(
+            spec, wake, loop=self._loop, watcher=self._watcher, logger=self._logger, uid=uid
+        )
+
+    def _uid_of(self, spec: DaemonSpec) -> int:
+        identity = self._identities.get(spec.name)
+        return os.geteuid() if identity is None else identity.uid
 
     def select_fifo(self, slot: int) -> None:
         """Listen to another master FIFO."""

@@ -13,6 +13,7 @@ NEVER_IN_A_JAIL = {
     "config": "files are read outside",
     "kernel.source": "files are read outside",
     "kernel.peer": "who asks is looked at outside",
+    "kernel.tail": "control clients are served outside",
     "kernel.logger": "a configuration with a jail and such a log is refused",
 }
 BUILT_IN = {*sys.builtin_module_names, "_frozen_importlib"}
