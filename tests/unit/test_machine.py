@@ -23,14 +23,19 @@ from lowsuper.events import (
     DaemonSlow,
     DaemonStarted,
     DaemonStuck,
+    Deliver,
     Emptied,
     ExecOk,
     Exited,
     Found,
+    Halt,
     Kill,
     KillDomain,
     PidfileTouched,
+    Ready,
     Reload,
+    Reset,
+    Restart,
     Say,
     SetTimer,
     Settled,
@@ -41,6 +46,8 @@ from lowsuper.events import (
     Stop,
     Timer,
     Touched,
+    Unready,
+    WatchdogMissed,
     WentDown,
 )
 from lowsuper.machine import (
@@ -49,6 +56,7 @@ from lowsuper.machine import (
     Broken,
     Down,
     Looking,
+    Over,
     Starting,
     Stopping,
     Up,
@@ -92,6 +100,7 @@ STATES = {
     "Up": Up(RUN, BORN, 1, 77),
     "Stopping": Stopping(RUN, BORN, NOW, BORN, 1, 77, DOWN),
     "Backoff": Backoff(RUN, 2, NOW),
+    "Over": Over(RUN, "failed", 256),
 }
 EVENTS = {
     "Start": Start(),
@@ -99,6 +108,13 @@ EVENTS = {
     "Reload": Reload(),
     "Kill": Kill(),
     "Touched": Touched("/t"),
+    "Restart": Restart(),
+    "Halt": Halt(),
+    "Reset": Reset(),
+    "Deliver": Deliver(10, "signal"),
+    "Ready": Ready(RUN),
+    "Unready": Unready(RUN, "nobody listens"),
+    "WatchdogMissed": WatchdogMissed(RUN, SECOND),
     "Timer": Timer(RUN),
     "ExecOk": EXEC_OK,
     "SpawnFailed": FAILURE,
@@ -107,13 +123,15 @@ EVENTS = {
     "left": Exited(RUN, 256, left=True),
     "Emptied": Emptied(RUN),
 }
-RUN_EVENTS = ("Timer", "ExecOk", "SpawnFailed", "not cloned", "Exited", "left", "Emptied")
+RUN_EVENTS = [name for name, event in EVENTS.items() if hasattr(event, "run")]
 
 SAME = "same"
 # For each state one row per event: the next state, and the actions, in order. What is said is
 # written as its note.
+NOTHING = dict.fromkeys(EVENTS, (SAME, ""))
 TABLE = {
     "Down": {
+        **NOTHING,
         "Start": ("Starting", "Spawn SetTimer"),
         "Stop": (SAME, ""),
         "Reload": (SAME, ""),
@@ -128,6 +146,9 @@ TABLE = {
         "Emptied": (SAME, ""),
     },
     "Starting": {
+        **NOTHING,
+        "Halt": ("Stopping", "KillDomain SetTimer Settled"),
+        "Restart": ("Stopping", "KillDomain SetTimer Settled"),
         "Start": (SAME, ""),
         "Stop": ("Stopping", "KillDomain SetTimer Settled"),
         "Reload": ("Stopping", "KillDomain SetTimer Settled"),
@@ -142,6 +163,9 @@ TABLE = {
         "Emptied": (SAME, ""),
     },
     "Broken": {
+        **NOTHING,
+        "Halt": ("Stopping", "KillDomain SetTimer DaemonNotStarted"),
+        "Restart": ("Stopping", "KillDomain SetTimer DaemonNotStarted"),
         "Start": (SAME, ""),
         "Stop": ("Stopping", "KillDomain SetTimer DaemonNotStarted"),
         "Reload": ("Stopping", "KillDomain SetTimer DaemonNotStarted"),
@@ -156,6 +180,12 @@ TABLE = {
         "Emptied": (SAME, ""),
     },
     "Up": {
+        **NOTHING,
+        "Halt": ("Stopping", "Signal SetTimer DaemonEnding"),
+        "Restart": ("Stopping", "Signal SetTimer DaemonEnding"),
+        "Reset": ("Up", ""),
+        "Deliver": (SAME, "Signal DaemonSignalled"),
+        "WatchdogMissed": ("Stopping", "DaemonSilent Signal SetTimer DaemonEnding"),
         "Start": (SAME, ""),
         "Stop": ("Stopping", "Signal SetTimer DaemonEnding"),
         "Reload": ("Stopping", "Signal SetTimer DaemonEnding"),
@@ -170,6 +200,9 @@ TABLE = {
         "Emptied": (SAME, ""),
     },
     "Stopping": {
+        **NOTHING,
+        "Restart": ("Stopping", ""),
+        "Reset": ("Stopping", ""),
         "Start": ("Stopping", ""),
         "Stop": (SAME, ""),
         "Reload": ("Stopping", ""),
@@ -184,6 +217,10 @@ TABLE = {
         "Emptied": (SAME, ""),
     },
     "Backoff": {
+        **NOTHING,
+        "Halt": ("Down", "CancelTimer WentDown"),
+        "Restart": ("Starting", "Spawn SetTimer"),
+        "Reset": ("Backoff", ""),
         "Start": ("Starting", "Spawn SetTimer"),
         "Stop": ("Down", "CancelTimer WentDown"),
         "Reload": ("Down", "CancelTimer WentDown"),
@@ -196,6 +233,15 @@ TABLE = {
         "Exited": (SAME, ""),
         "left": (SAME, ""),
         "Emptied": (SAME, ""),
+    },
+    "Over": {
+        **NOTHING,
+        "Start": ("Starting", "Spawn SetTimer"),
+        "Stop": ("Down", ""),
+        "Halt": ("Down", ""),
+        "Reload": ("Down", ""),
+        "Kill": ("Down", ""),
+        "Reset": ("Down", ""),
     },
 }
 

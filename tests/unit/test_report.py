@@ -11,19 +11,26 @@ from lowsuper.events import (
     AllStarted,
     DaemonAwaited,
     DaemonDied,
+    DaemonDone,
     DaemonDoubted,
     DaemonEnding,
     DaemonFinding,
     DaemonFound,
+    DaemonGivenUp,
     DaemonGone,
     DaemonHeld,
     DaemonInBackground,
     DaemonKilled,
+    DaemonLate,
     DaemonLeft,
     DaemonMoved,
+    DaemonNeeds,
     DaemonNotReady,
     DaemonNotStarted,
+    DaemonReady,
     DaemonReaped,
+    DaemonSignalled,
+    DaemonSilent,
     DaemonSlow,
     DaemonStarted,
     DaemonStuck,
@@ -38,7 +45,7 @@ from lowsuper.events import (
     MasterStops,
     SpawnFailed,
 )
-from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up
+from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Over, Starting, Stopping, Up
 from lowsuper.report import (
     describe_state,
     format_note,
@@ -158,6 +165,36 @@ LINES = [
             "web: has been starting for 10 s without reaching its program "
             "(a dead network file system?)"
         ),
+    ),
+    (DaemonReady("web", 77, SECOND), "web: pid 77 is ready after 1 s"),
+    (
+        DaemonLate("web", 77, 5 * SECOND, "nobody listens"),
+        "web: not ready after 5 s: nobody listens; ending it",
+    ),
+    (
+        DaemonSilent("web", 77, 5 * SECOND),
+        "web: pid 77 did not feed its watchdog for 5 s; ending it",
+    ),
+    (DaemonSignalled("web", 77, 10, "signal"), "web: signal: SIGUSR1 (10) to pid 77"),
+    (
+        DaemonDone("web", 77, 0, 5 * SECOND, oneshot=True),
+        "web: pid 77 exited with 0 after 5 s; done",
+    ),
+    (
+        DaemonDone("web", 77, 768, 5 * SECOND, oneshot=False),
+        "web: pid 77 exited with 3 after 5 s; not started again, as configured",
+    ),
+    (
+        DaemonGivenUp("web", "restart = never"),
+        "web: given up: restart = never; `lowsuper start web` starts it",
+    ),
+    (
+        DaemonNeeds("web", "db", started=True),
+        "web: ending it, since it requires db, which is not there",
+    ),
+    (
+        DaemonNeeds("web", "db", started=False),
+        "web: not started, since it requires db, which is not there",
     ),
     (
         DaemonInBackground("web", 77, 12 * MS),
@@ -362,6 +399,11 @@ STATES = [
     (Stopping(1, SECOND, 0, 0, 1, 0, "down"), "stopping, for 4 s"),
     (Backoff(1, 1, 7 * SECOND), "waiting, next try in 2 s"),
     (Backoff(1, 1, SECOND), "waiting, next try in 0 ms"),
+    (Up(1, 0, 1, 77, ready=False), "up, pid 77, not ready for 5 s"),
+    (Up(1, 0, 1, 77, ready=False, finding="x"), "up, pid 77, not ready for 5 s: x"),
+    (Over(1, "failed", 256), "given up, exited with 1"),
+    (Over(1, "failed", None), "given up, never ran"),
+    (Over(1, "done", 0), "done, exited with 0"),
 ]
 
 

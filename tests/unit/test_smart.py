@@ -24,11 +24,13 @@ from lowsuper.events import (
     DaemonMoved,
     DaemonNotReady,
     DaemonStarted,
+    Deliver,
     Emptied,
     ExecOk,
     Exited,
     Found,
     Freed,
+    Halt,
     HeldBy,
     Kill,
     KillDomain,
@@ -37,8 +39,11 @@ from lowsuper.events import (
     Name,
     NotNamed,
     PidfileTouched,
+    Ready,
     Reaped,
     Reload,
+    Reset,
+    Restart,
     Say,
     SetTimer,
     Settled,
@@ -50,10 +55,23 @@ from lowsuper.events import (
     Timer,
     Touched,
     Unname,
+    Unready,
     Unseen,
+    WatchdogMissed,
     WentDown,
 )
-from lowsuper.machine import Awaiting, Backoff, Broken, Down, Looking, Starting, Stopping, Up, step
+from lowsuper.machine import (
+    Awaiting,
+    Backoff,
+    Broken,
+    Down,
+    Looking,
+    Over,
+    Starting,
+    Stopping,
+    Up,
+    step,
+)
 from lowsuper.machine.smart import DOUBT, SUCCESSION
 from lowsuper.machine.states import (
     AGAIN,
@@ -110,6 +128,7 @@ STATES = {
     "unnamed": Up(RUN, BORN, 1, 77, doubted=UNNAMED),
     "Stopping": Stopping(RUN, BORN, NOW, BORN, 1, 77, AGAIN, main_gone=True),
     "Backoff": Backoff(RUN, 2, NOW),
+    "Over": Over(RUN, "failed", 256),
 }
 EVENTS = {
     "Start": Start(),
@@ -118,6 +137,13 @@ EVENTS = {
     "changes": Reload(changes=True),
     "Kill": Kill(),
     "Touched": Touched("/t"),
+    "Restart": Restart(),
+    "Halt": Halt(),
+    "Reset": Reset(),
+    "Deliver": Deliver(10, "signal"),
+    "Ready": Ready(RUN),
+    "Unready": Unready(RUN, "nobody listens"),
+    "WatchdogMissed": WatchdogMissed(RUN, SECOND),
     "Timer": Timer(RUN),
     "ExecOk": ExecOk(RUN, 77, 33, 33, "cgroup"),
     "SpawnFailed": SpawnFailed(RUN, "clone", 11, "", cloned=False),
@@ -148,6 +174,11 @@ KILLED_BROKEN = ("Stopping", "KillDomain SetTimer DaemonNotStarted")
 FOUND = ("Up", "DaemonFound Settled")
 LOOKED = ("same", "Look")
 RUNS = {
+    "Halt": ASKED,
+    "Restart": ASKED,
+    "Reset": ("Up", ""),
+    "Deliver": ("same", "Signal DaemonSignalled"),
+    "WatchdogMissed": ("Stopping", "DaemonSilent Signal SetTimer DaemonEnding"),
     "Stop": LEFT,
     "Reload": LEFT,
     "changes": ASKED,
@@ -162,6 +193,7 @@ RUNS = {
 TABLE = {
     "Down": {"Start": ("Looking", "CancelTimer Look")},
     "Looking": {
+        "Halt": ("Down", "Settled CancelTimer Leave WentDown"),
         "Stop": ("Down", "Settled CancelTimer Leave WentDown"),
         "Reload": ("Down", "Settled CancelTimer Leave WentDown"),
         "changes": ("Down", "Settled CancelTimer Leave WentDown"),
@@ -173,6 +205,7 @@ TABLE = {
         "HeldBy": ("Looking", "DaemonHeld Settled"),
     },
     "held": {
+        "Halt": AT_ONCE,
         "Stop": AT_ONCE,
         "Reload": AT_ONCE,
         "changes": AT_ONCE,
@@ -185,6 +218,8 @@ TABLE = {
         "Freed": LOOKED,
     },
     "Starting": {
+        "Halt": KILLED,
+        "Restart": KILLED,
         "Stop": KILLED,
         "Reload": KILLED,
         "changes": KILLED,
@@ -197,6 +232,8 @@ TABLE = {
         "left": ("Awaiting", "SetTimer Look"),
     },
     "Broken": {
+        "Halt": KILLED_BROKEN,
+        "Restart": KILLED_BROKEN,
         "Stop": KILLED_BROKEN,
         "Reload": KILLED_BROKEN,
         "changes": KILLED_BROKEN,
@@ -205,6 +242,10 @@ TABLE = {
         "left": ("Broken", "KillDomain"),
     },
     "Awaiting": {
+        "Halt": ("Stopping", "Settled Signal SetTimer DaemonEnding"),
+        "Restart": ("Stopping", "Settled Signal SetTimer DaemonEnding"),
+        "Reset": ("Awaiting", ""),
+        "Deliver": ("same", "Signal DaemonSignalled"),
         "Stop": LEFT_FIRST,
         "Reload": LEFT_FIRST,
         "changes": ("Stopping", "Settled Signal SetTimer DaemonEnding"),
@@ -221,6 +262,9 @@ TABLE = {
         "NotNamed": ("Stopping", "DaemonNotReady Signal SetTimer Settled"),
     },
     "gone": {
+        "Halt": ASKED,
+        "Restart": ASKED,
+        "Reset": ("Awaiting", ""),
         "Stop": LEFT,
         "Reload": LEFT,
         "changes": ASKED,
@@ -236,6 +280,9 @@ TABLE = {
         "NotNamed": ("Stopping", "DaemonNotReady Signal SetTimer"),
     },
     "lost": {
+        "Halt": ASKED,
+        "Restart": ASKED,
+        "Reset": ("Awaiting", ""),
         "Stop": LEFT,
         "Reload": LEFT,
         "changes": ASKED,
@@ -252,6 +299,9 @@ TABLE = {
         "Reaped": ("Awaiting", "Look"),
     },
     "failed": {
+        "Halt": ASKED,
+        "Restart": ASKED,
+        "Reset": ("Awaiting", ""),
         "Stop": LEFT,
         "Reload": LEFT,
         "changes": ASKED,
@@ -291,6 +341,8 @@ TABLE = {
     "doubted": RUNS,
     "unnamed": {key: value for key, value in RUNS.items() if key not in ("Unseen", "NotNamed")},
     "Stopping": {
+        "Halt": ("Stopping", ""),
+        "Reset": ("Stopping", ""),
         "Stop": ("Stopping", ""),
         "Reload": ("Stopping", ""),
         "changes": ("Stopping", ""),
@@ -302,6 +354,9 @@ TABLE = {
         "Emptied": ("Looking", "DaemonGone CancelTimer Look"),
     },
     "Backoff": {
+        "Halt": AT_ONCE,
+        "Restart": ("Looking", "CancelTimer Look"),
+        "Reset": ("Backoff", ""),
         "Start": ("Looking", "CancelTimer Look"),
         "Stop": AT_ONCE,
         "Reload": AT_ONCE,
@@ -310,6 +365,15 @@ TABLE = {
         "Touched": ("Looking", "CancelTimer Look"),
         "Timer": ("Looking", "CancelTimer Look"),
         "SpawnFailed": ("same", "DaemonNotStarted"),
+    },
+    "Over": {
+        "Start": ("Looking", "CancelTimer Look"),
+        "Stop": ("Down", ""),
+        "Halt": ("Down", ""),
+        "Reload": ("Down", ""),
+        "changes": ("Down", ""),
+        "Kill": ("Down", ""),
+        "Reset": ("Down", ""),
     },
 }
 

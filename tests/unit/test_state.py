@@ -15,11 +15,13 @@ from lowsuper.machine import (
     Broken,
     Down,
     Looking,
+    Over,
     Starting,
     Stopping,
     Up,
 )
 from lowsuper.master import Master
+from lowsuper.master.states import DRAIN, FINISH
 from lowsuper.model import Command, Exec, Hook, Origin
 from lowsuper.state import dump, load
 
@@ -35,7 +37,8 @@ VALUES = [
     Up(1, 2, 3, 4, ready=False),
     Stopping(1, 2, 3, 4, 5, 6, "again", main_gone=True, status=None),
     Backoff(1, 2, 1 << 62),
-    Master(phase=master.STOPPING, todo=(master.DRAIN, HOOK, master.FINISH), waiting=("a", "class")),
+    Over(3, "failed", 256),
+    Master(phase=master.STOPPING, todo=(DRAIN, HOOK, FINISH), waiting=("a", "class")),
     (Master(), (("a", Down(1)), ("class", Up(1, 2, 3, 4)))),
     (),
     None,
