@@ -17,12 +17,15 @@ from lowsuper.backoff import LONGEST, count_spawns, pause_before_start
 from lowsuper.events import (
     Absent,
     CancelTimer,
+    Concluded,
     ControlEnded,
+    Deliver,
     Emptied,
     ExecOk,
     Exited,
     Found,
     Freed,
+    Halt,
     HeldBy,
     Kill,
     KillDomain,
@@ -31,8 +34,11 @@ from lowsuper.events import (
     Name,
     NotNamed,
     PidfileTouched,
+    Ready,
     Reaped,
     Reload,
+    Reset,
+    Restart,
     Say,
     SetTimer,
     Settled,
@@ -44,7 +50,9 @@ from lowsuper.events import (
     Timer,
     Touched,
     Unname,
+    Unready,
     Unseen,
+    WatchdogMissed,
     WentDown,
 )
 from lowsuper.machine import (
@@ -54,13 +62,14 @@ from lowsuper.machine import (
     Broken,
     Down,
     Looking,
+    Over,
     Starting,
     Stopping,
     Up,
     step,
 )
 from lowsuper.machine.states import AGAIN, CRASHED, DOWN, RELOADED, STUCK, UNREADY
-from lowsuper.model import Command, DaemonSpec, Origin
+from lowsuper.model import Command, DaemonSpec, Origin, Readiness
 from lowsuper.state import dump, load
 from lowsuper.units import SECOND
 
@@ -80,6 +89,10 @@ FAILURES = st.builds(
 )
 EVENTS = st.one_of(
     st.sampled_from([Start(), Stop(), Reload(), Kill(), Touched("/t")]),
+    st.sampled_from([Restart(), Halt(), Reset(), Deliver(10, "x")]),
+    st.builds(Ready, RUNS),
+    st.builds(Unready, RUNS, st.just("x")),
+    st.builds(WatchdogMissed, RUNS, st.just(5)),
     st.builds(Timer, RUNS),
     st.builds(ExecOk, run=RUNS, pid=st.just(7), uid=st.just(0), gid=st.just(0), rung=st.just("x")),
     FAILURES,
@@ -87,6 +100,7 @@ EVENTS = st.one_of(
     st.builds(Emptied, RUNS),
 )
 STATUSES = st.sampled_from([0, 256, 9])
+RECENT = st.lists(TIMES, max_size=3).map(lambda times: tuple(sorted(times)))
 SMART_EVENTS = st.one_of(
     EVENTS,
     st.builds(Exited, run=RUNS, status=st.none(), left=st.booleans()),
@@ -143,6 +157,8 @@ ANY_STATE = st.one_of(
         ready=st.booleans(),
         background=st.booleans(),
         doubted=st.integers(0, 2),
+        first=st.booleans(),
+        recent=RECENT,
     ),
     st.builds(
         Stopping,
@@ -158,7 +174,13 @@ ANY_STATE = st.one_of(
         killed=st.booleans(),
         said_stuck=st.booleans(),
     ),
-    st.builds(Backoff, run=RUNS, spawns=COUNTS, until=TIMES),
+    st.builds(Backoff, run=RUNS, spawns=COUNTS, until=TIMES, recent=RECENT),
+    st.builds(
+        Over,
+        run=RUNS,
+        outcome=st.sampled_from(["done", "exited", "failed"]),
+        status=st.none() | STATUSES,
+    ),
 )
 SPECS = st.builds(
     SPEC.replace,
@@ -168,6 +190,12 @@ SPECS = st.builds(
     notify_pid=st.booleans(),
     max_throttle=st.none() | st.integers(0, 400 * SECOND),
     reload_signal=st.none() | st.just(1),
+    kind=st.sampled_from(["simple", "simple", "oneshot"]),
+    ready=st.sampled_from([None, None, Readiness("notify"), Readiness("tcp", "127.0.0.1:1")]),
+    start_timeout=st.none() | st.just(SECOND),
+    restart=st.sampled_from(["always", "on-failure", "never"]),
+    backoff=st.none() | st.just((SECOND, 9 * SECOND)),
+    max_restarts=st.none() | st.just((1, 60 * SECOND)),
 )
 NOWS = st.integers(200 * SECOND, 400 * SECOND)
 
@@ -217,13 +245,29 @@ def test_step_starts_one_run_at_most_and_counts_it_up(spec, state, event, now):
 def test_step_that_goes_down_says_so_once_and_lets_go(spec, state, event, now):
     after, actions = step(spec, state, event, now)
     kinds = [type(action) for action in actions]
-    down = isinstance(after, Down) and not isinstance(state, Down)
+    over = isinstance(after, Over) and not isinstance(state, Over)
+    down = isinstance(after, Down) and not isinstance(state, Down | Over)
     smart = spec.pidfile is not None
     assert kinds.count(WentDown) == down
-    assert kinds.count(Leave) == (down and smart)
-    if down:
-        last = [CancelTimer, Leave, WentDown] if smart else [CancelTimer, WentDown]
+    assert kinds.count(Concluded) == over
+    assert kinds.count(Leave) == ((down or over) and smart)
+    if down or over:
+        end = WentDown if down else Concluded
+        last = [CancelTimer, Leave, end] if smart else [CancelTimer, end]
         assert kinds[-len(last) :] == last
+
+
+@given(SPECS, ANY_STATE, SMART_EVENTS, NOWS)
+@settings(max_examples=600, deadline=None)
+def test_step_settles_a_first_attempt_once(spec, state, event, now):
+    after, actions = step(spec, state, event, now)
+    first = [action for action in actions if isinstance(action, Settled) and action.first]
+    assert len(first) <= 1
+    was = getattr(state, "first", False) or (isinstance(state, Down | Over) and event == Start())
+    if was and not getattr(after, "first", False):
+        assert first, "somebody waits for it for ever"
+    if not was:
+        assert not first
 
 
 @given(ANY_STATE)
