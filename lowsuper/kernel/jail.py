@@ -124,6 +124,7 @@ PRELOAD_SMART = (
 )
 PRELOAD_HOOKS = ("lowsuper.kernel.deeds", "lowsuper.kernel.hooks")
 PRELOAD_TITLE = ("prctl",)
+PRELOAD_ATTENDANCE = ("lowsuper.kernel.attendance",)
 PRELOAD_DROP = ("traceback",)
 PRELOAD_USERS = ("difflib",)
 PRELOAD_JSON = ("lowsuper.wire",)
@@ -756,6 +757,10 @@ def preload(spec: MasterSpec) -> None:
         names += PRELOAD_USERS
     if spec.log_format == "json":
         names += PRELOAD_JSON
+    from lowsuper.kernel.world import is_attended
+
+    if any(map(is_attended, spec.daemons)):
+        names += PRELOAD_ATTENDANCE
     for name in names:
         __import__(name)
 

@@ -95,9 +95,11 @@ class Peer:
     __slots__ = (
         "access_all",
         "fed",
+        "found",
         "interval",
         "is_fed",
         "is_ready",
+        "is_up",
         "life",
         "main",
         "name",
@@ -107,12 +109,14 @@ class Peer:
         "status",
     )
 
-    def __init__(self, spec: DaemonSpec, run: RunId, life: Life) -> None:
-        """Begin with a life that has said nothing."""
+    def __init__(self, spec: DaemonSpec, run: RunId, life: Life, *, found: bool) -> None:
+        """Begin with a life that has said nothing; `found`: another master has started it."""
         self.name, self.run, self.life = spec.name, run, life
         self.access_all = spec.notify_access == "all"
         self.interval: Ns = spec.watchdog or 0
         self.main: tuple[int, int] = (0, 0)  # what it said is its main process: pid and inode
+        self.found = found
+        self.is_up = False  # it is ready, whoever said so
         self.is_ready = False  # it said so
         self.is_fed = False  # its watchdog runs...
         self.fed: Ns = 0  # ...since then
@@ -169,19 +173,31 @@ class Notifications:
             found.append(b"WATCHDOG_USEC=%d" % max(1, spec.watchdog // 1000))
         return tuple(found)
 
+    def prepare(self) -> None:
+        """Open the socket with a path, as long as that can be done."""
+        if self._path:
+            self._try_path()
+
+    def _try_path(self) -> OSError | None:
+        try:
+            self._open(self._path)
+        except OSError as error:
+            return error
+        return None
+
     def _address_for(self, spec: DaemonSpec) -> str:
         is_hidden = spec.root is not None or any(
             self._path.startswith(keep.target.rstrip("/") + "/") for keep in spec.mounts
         )
         has_net = "net" in spec.namespaces or spec.netns is not None
         if self._path and not is_hidden:
-            try:
-                return self._open(self._path)
-            except OSError as error:
-                if has_net:
-                    raise
-                self._path = ""
-                self._say(f"no notification socket in the runtime directory ({error}): it has none")
+            error = self._try_path()
+            if error is None:
+                return self._path
+            if has_net:
+                raise error
+            self._say(f"{error}; an abstract socket is used instead")
+            self._path = ""
         if has_net:
             advice = "a network namespace of its own needs the runtime directory"
             raise KernelError("bind", 0, "notification socket", advice)
@@ -228,18 +244,19 @@ class Notifications:
 
     # The daemons.
 
-    def expect(self, spec: DaemonSpec, run: RunId, life: Life) -> None:
+    def expect(self, spec: DaemonSpec, run: RunId, life: Life, *, found: bool) -> None:
         """Listen to a run from now on; of a daemon there is only one at a time."""
         self._remove(spec.name)
-        peer = self._peers[spec.name] = Peer(spec, run, life)
+        peer = self._peers[spec.name] = Peer(spec, run, life, found=found)
         self._mains = None
         if life.leaf is not None:
             self._leaves[life.leaf.id] = peer
 
-    def forget(self, life: Life) -> None:
+    def forget(self, name: str, life: Life) -> None:
         """Listen no more to what is over."""
-        for peer in [peer for peer in self._peers.values() if peer.life is life]:
-            self._remove(peer.name)
+        peer = self._peers.get(name)
+        if peer is not None and peer.life is life:
+            self._remove(name)
 
     def _remove(self, name: str) -> None:
         peer = self._peers.pop(name, None)
@@ -263,18 +280,25 @@ class Notifications:
         peer = self._peers.get(name)
         return "" if peer is None else peer.phase
 
-    def runs(self, name: str, *, ready: bool, found: bool = False) -> None:
+    def tell_ready(self, name: str) -> None:
+        """Post once more that a daemon is ready."""
+        peer = self._peers.get(name)
+        if peer is not None:
+            self._post(name, Ready(peer.run))
+
+    def runs(self, name: str, *, ready: bool) -> None:
         """Take note that a daemon runs and is ready, or that it is not (any more).
 
         The watchdog begins then; that of a daemon which an earlier master started begins when
         it is fed for the first time, since it may feed a socket that is no more.
         """
         peer = self._peers.get(name)
-        if peer is None:
+        if peer is None or peer.is_up == ready:
             return
+        peer.is_up = ready
         if not ready:
             self._starve(peer)
-        elif not peer.is_fed and not found:
+        elif not peer.is_fed and not peer.found:
             self._feed(peer)
 
     # Watchdogs.
@@ -560,5 +584,5 @@ def clean(value: bytes) -> str:
 def _unlink(path: str) -> None:
     try:  # noqa: SIM105  # contextlib takes long to import
         os.unlink(path)
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, PermissionError):
+        pass  # not there; or made by root that we are no more: the next master removes it

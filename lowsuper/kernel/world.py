@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
     from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed, Unseen
     from lowsuper.kernel.adoption import Governor
+    from lowsuper.kernel.attendance import Attendance
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.instance import Claim
@@ -135,6 +136,8 @@ class World:
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
         self._smart: Governor | None = None
+        self._attending: Attendance | None = None
+        self._claim = claim
         self._runner: Hooks | None = None
         self._logger: Logger | None = None
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
@@ -192,6 +195,8 @@ class World:
             callback = self._children.get(pid)
             if callback is not None and life.owns(callback):
                 del self._children[pid]
+        if self._attending is not None:
+            self._attending.forget(life.name, life)
         try:
             life.release()
         except OSError as error:
@@ -204,6 +209,8 @@ class World:
         self._remove_pidfiles()
         if self._smart is not None:
             self._smart.close()
+        if self._attending is not None:
+            self._attending.close()
         self._domains.close()
         if self._door is not None:
             self._door.close()
@@ -260,6 +267,28 @@ class World:
 
     def spawn(self, spec: DaemonSpec, run: RunId) -> SpawnFailed | None:
         """Start a program; what failed at once is returned, the rest comes as events."""
+        if spec.ready is None or spec.ready.kind != "fd":
+            return self._spawn(spec, run)
+        try:
+            made = self._prepare(spec)
+            write_fd, packed = self._attendance.open_pipe(spec, run, made[1])
+        except OSError as error:
+            return self._fail_spawn(run, error)
+        self._plans[spec.name] = (*made[:2], packed, made[3])
+        failure = self._spawn(spec, run)
+        self._plans[spec.name] = made
+        os.close(write_fd)
+        if failure is not None:
+            self._attendance.close_pipe(spec.name)
+        return failure
+
+    def _fail_spawn(self, run: RunId, error: OSError) -> SpawnFailed:
+        call = error.call if isinstance(error, KernelError) else "open"
+        subject = error.subject if isinstance(error, KernelError) else str(error.filename or "")
+        advice = error.advice if isinstance(error, KernelError) else ""
+        return SpawnFailed(run, call, error.errno or 0, subject, cloned=False, advice=advice)
+
+    def _spawn(self, spec: DaemonSpec, run: RunId) -> SpawnFailed | None:
         name, is_smart = spec.name, spec.pidfile is not None
         leaf = self._put_away(name, is_smart=is_smart)
         try:
@@ -286,10 +315,7 @@ class World:
         except OSError as error:
             if leaf is not None:
                 leaf.release()
-            call = error.call if isinstance(error, KernelError) else "open"
-            subject = error.subject if isinstance(error, KernelError) else str(error.filename or "")
-            advice = error.advice if isinstance(error, KernelError) else ""
-            return SpawnFailed(run, call, error.errno or 0, subject, cloned=False, advice=advice)
+            return self._fail_spawn(run, error)
 
         self._last_pidfd = child.pidfd
         if is_smart:
@@ -299,6 +325,7 @@ class World:
             )
             self._children[child.pid] = launch.on_exit
             smart.launched(launch)
+            self._attend(spec, run, smart)
             self._governor.launched(spec, run, smart, launch)
             return None
 
@@ -310,6 +337,7 @@ class World:
         life = Life(self._loop, run, plan, child=child, leaf=leaf, rung=rung, post=post)
         self._lives[name] = life
         self._children[child.pid] = life.on_exit
+        self._attend(spec, run, life)
         return None
 
     def _put_away(self, name: str, *, is_smart: bool) -> Leaf | None:
@@ -343,6 +371,8 @@ class World:
             self._over.append(before)
         life = SmartLife(self._loop, name, run, post=post, patience=find_patience(spec))
         self._lives[name] = life
+        if is_attended(spec):
+            self._attendance.begin(spec, run, life, found=True)
         return life
 
     def _keep_reserve(self) -> None:
@@ -390,6 +420,8 @@ class World:
         if spec.pidfile is not None and role == EXEC:
             # A keeper is told to survive us later, when there is a record of it.
             plan = plan.replace(dies_with_master=False)
+        if is_attended(spec):
+            plan = self._attendance.equip(spec, plan)
         made = self._plans[spec.name] = spec, plan, pack(plan), rung
         return made
 
@@ -399,10 +431,58 @@ class World:
 
     def await_ready(self, spec: DaemonSpec, run: RunId) -> None:
         """See when a daemon is ready; Unready and Ready follow. Its next state ends that."""
-        raise AssertionError("no key asks for it")
+        from lowsuper.kernel.attendance import make_launch
+
+        life = self._lives.get(spec.name)
+        pid = 0 if life is None or life.run != run else life.known_pid
+        launch = make_launch(self._surroundings.environment, self._prepare(spec)[1])
+        self._attendance.await_ready(spec, run, pid, launch)
+
+    def _attend(self, spec: DaemonSpec, run: RunId, life: Life | SmartLife) -> None:
+        """Listen to a run that was just started, if it has something to tell."""
+        if self._attending is not None:
+            self._attending.begin(spec, run, life, found=False)
+
+    @property
+    def _attendance(self) -> Attendance:
+        """What daemons tell of themselves; without one it costs nothing, not even its import."""
+        if self._attending is None:
+            from lowsuper.kernel.attendance import Attendance
+            from lowsuper.kernel.readiness import Crew
+
+            crew = Crew(
+                self._loop, self._spawner, self._children, self.put_over, null_fd=self._null_fd
+            )
+            claim = self._claim
+            has_place = claim is not None and claim.directory
+            self._attending = Attendance(
+                crew,
+                path=f"{claim.directory}/{claim.name}.notify" if claim and has_place else "",
+                instance=lambda: self._domains.instance,
+                post=self._post_daemon,
+                say=self.say_line,
+                changed=self._on_status,
+            )
+        return self._attending
+
+    def _on_status(self, name: str) -> None:
+        """Take note that a daemon has told another status of itself."""
+        state = self._supervisor.states.get(name)
+        if state is not None:
+            self.moved(name, state)
+
+    def status_of(self, name: str) -> str | None:
+        """Return what a daemon last told of its status by sd_notify(3); None: nothing."""
+        return None if self._attending is None else self._attending.status_of(name)
+
+    def phase_of(self, name: str) -> str:
+        """Return "reloading" or "stopping" if a daemon told so by sd_notify(3), else ""."""
+        return "" if self._attending is None else self._attending.phase_of(name)
 
     def moved(self, name: str, state: State) -> None:
         """Take note that a daemon is in another state now."""
+        if self._attending is not None:
+            self._attending.moved(name, state)
 
     def kill(self, name: str, run: RunId) -> None:
         """SIGKILL everything of a daemon."""
@@ -607,6 +687,8 @@ class World:
             from lowsuper.kernel import logger
 
             logger.prepare_for(spec, identity)
+        if any(map(is_attended, spec.daemons)):
+            self._attendance.prepare()
         become(identity)
         self._dropped = True
         self._open_records(spec)
@@ -699,6 +781,11 @@ class World:
 def has_smart(spec: MasterSpec) -> bool:
     """Return whether a configuration has daemons that are governed by a pidfile."""
     return any(daemon.pidfile is not None for daemon in spec.daemons)
+
+
+def is_attended(spec: DaemonSpec) -> bool:
+    """Return whether a daemon has something to tell of itself while it runs."""
+    return spec.ready is not None or spec.watchdog is not None or bool(spec.notify_access)
 
 
 def set_title(spec: MasterSpec) -> None:

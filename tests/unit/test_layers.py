@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "kernel.wiring": "config.network errors events plan report units kernel",
     "kernel.premises": "kernel",
     "kernel.privilege": "errors model plan kernel.facts",
+    "kernel.attendance": "plan kernel",
     "kernel.notify": "errors events units kernel",
     "kernel.readiness": "command errors events plan record units kernel",
     "kernel.vantage": "plan kernel",
@@ -88,6 +89,7 @@ UPWARDS_FOR_TYPES = {
     "kernel": "model",
     "kernel.world": "machine supervisor units",
     "kernel.adoption": "model plan units",
+    "kernel.attendance": "events machine model units",
     "supervisor": "model units",
 }
 

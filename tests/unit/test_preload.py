@@ -49,6 +49,7 @@ def test_everything_that_is_imported_late_is_preloaded():
             jail.PRELOAD_SMART,
             jail.PRELOAD_HOOKS,
             jail.PRELOAD_TITLE,
+            jail.PRELOAD_ATTENDANCE,
             jail.PRELOAD_DROP,
             jail.PRELOAD_USERS,
             jail.PRELOAD_JSON,
