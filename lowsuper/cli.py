@@ -29,6 +29,7 @@ USAGE = """\
 usage: lowsuper [run] FILE.ini [--OPTION [VALUE]]...
        lowsuper [run] --OPTION [VALUE]...
        lowsuper check FILE.ini [--json] [--exec]
+       lowsuper VERB [NAME]... [-n INSTANCE] [--OPTION]...
        lowsuper enter [--user NAME] PID [-- COMMAND...]
        lowsuper --version | --help
 
@@ -37,6 +38,11 @@ Looks after the daemons of a uWSGI configuration file: starts, restarts, reloads
   run      stay in the foreground until the daemons are stopped (the default)
   check    read everything, start nothing, and report every problem
   enter    run a shell or a command in a jail
+
+A master that runs is asked, and told what to do, with these; VERB --help says more:
+  status list why logs events tree wait is-active is-ready is-failed
+  start stop restart try-restart signal reset-failed adopt
+  reload diff apply shutdown instances
 
 Every option of a configuration file can be given on the command line:
   lowsuper --attach-daemon "memcached -p 11311 -u nobody"
@@ -89,10 +95,22 @@ def _dispatch(words: list[str]) -> int:
             from lowsuper import enter
 
             return enter.main(rest)
-        case ["run", *rest]:
-            return _run(rest)
         case _:
-            return _run(words)
+            return _ask_or_run(words)
+
+
+def _ask_or_run(words: list[str]) -> int:
+    """Ask a running master if there is a verb for that, else be one."""
+    if words[0] == "run":
+        return _run(words[1:])
+    # A configuration file has a dot or a slash: then nothing need be loaded that knows the verbs.
+    if any(word.replace("-", "").isalpha() and not word.startswith("-") for word in words):
+        from lowsuper import ctl
+
+        code = ctl.main(words)
+        if code is not None:
+            return code
+    return _run(words)
 
 
 def _nothing() -> None:

@@ -75,9 +75,11 @@ MAY_IMPORT = {
     "check": "command config errors jail kernel.facts kernel.jailed kernel.network kernel.source model plan",
     "doctor": "check config.wording errors kernel.premises kernel.probe model",
     "enter": "kernel",
-    "cli": "check doctor enter config.wording errors events kernel model supervisor",
+    "client": "errors units wire kernel.instance",
+    "ctl": "client errors record units wire ctl",
+    "cli": "check ctl doctor enter config.wording errors events kernel model supervisor",
     "__main__": "cli",
-    "__init__": "",
+    "__init__": "client",
 }
 UPWARDS_FOR_TYPES = {
     "errors": "model",
