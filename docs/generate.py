@@ -48,6 +48,7 @@ KIND_VALUES = {
     options.NAME: "name",
     options.PREFIX: "text",
     options.RUNG: "kind",
+    options.CGROUP: "text",
     options.CONTROL: "text",
     options.NAMESPACE: "ROOT[:HOSTNAME]",
     options.KEEP: "[ro:][optional:]PATH[:PATH]",
@@ -98,6 +99,8 @@ PARSER_VALUES = {
     "parse_mounts": "mounts",
     "parse_nice": "number",
     "parse_oom_score": "number",
+    "parse": "value",
+    "parse_setting": "value",
     "_parse_text": "text",
 }
 BLOCK = re.compile(

@@ -151,6 +151,10 @@ class _Checker:
             self._check_parent("master-fifo", path)
         for path in self._spec.touch_reload:
             self._check_parent("touch-reload", path)
+        for path in self._spec.touch_logrotate:
+            self._check_parent("touch-logrotate", path)
+        for path in self._spec.touch_logreopen:
+            self._check_parent("touch-logreopen", path)
 
     def _check_parent(self, key: str, path: str | None) -> None:
         if path is None:
@@ -198,6 +202,7 @@ class _Checker:
                 self._say_missing(origin, "is not a directory", daemon.name)
                 return
         self._check_touch(daemon)
+        self._check_log(daemon)
         self._check_pidfile(daemon, identity, master)
         self._check_compound(daemon)
         if daemon.root is not None:
@@ -230,6 +235,18 @@ class _Checker:
             if not self._facts.is_directory(parent):
                 origin = daemon.origin.replace(key="touch", value=path)
                 self._say_missing(origin, f"there is no directory {parent}", daemon.name)
+
+    def _check_log(self, daemon: DaemonSpec) -> None:
+        """Check the directory of a daemon's log file."""
+        if daemon.log is None or daemon.log.kind != "file":
+            return
+        path = join_path(self._spec.chdir or "", daemon.log.path)
+        parent = path.rpartition("/")[0] or "/"
+        origin = daemon.origin.replace(key="log", value=daemon.log.path)
+        if self._facts.is_directory(path):
+            self._say(origin, "is a directory", daemon.name, "name a file in it", is_error=True)
+        elif not self._facts.is_directory(parent):
+            self._say_missing(origin, f"there is no directory {parent}", daemon.name)
 
     def _check_compound(self, daemon: DaemonSpec) -> None:
         if not daemon.command.compound:

@@ -120,6 +120,10 @@ def test_what_can_run_has_no_problem():
             "main.ini:2: app: chdir=/nope: is not a directory",
         ),
         (
+            "attach-daemon2 = cmd=/srv/app,log=/nope/x",
+            "main.ini:2: app: log=/nope/x: there is no directory /nope",
+        ),
+        (
             "attach-daemon2 = cmd=/srv/app,touch=/nope/x",
             "main.ini:2: app: touch=/nope/x: there is no directory /nope",
         ),
