@@ -30,7 +30,8 @@ usage: lowsuper [run] FILE.ini [--OPTION [VALUE]]...
        lowsuper [run] --OPTION [VALUE]...
        lowsuper check FILE.ini [--json] [--exec]
        lowsuper VERB [NAME]... [-n INSTANCE] [--OPTION]...
-       lowsuper enter [--user NAME] PID [-- COMMAND...]
+       lowsuper enter [--user NAME] FILE|NAME|PID [-- COMMAND...]
+       lowsuper doctor [FILE.ini] [--json]
        lowsuper --version | --help
 
 Looks after the daemons of a uWSGI configuration file: starts, restarts, reloads and stops them.
@@ -38,6 +39,7 @@ Looks after the daemons of a uWSGI configuration file: starts, restarts, reloads
   run      stay in the foreground until the daemons are stopped (the default)
   check    read everything, start nothing, and report every problem
   enter    run a shell or a command in a jail
+  doctor   try what this machine lets lowsuper do, and say what to change
 
 A master that runs is asked, and told what to do, with these; VERB --help says more:
   status list why logs events tree wait is-active is-ready is-failed
@@ -91,6 +93,10 @@ def _dispatch(words: list[str]) -> int:
             from lowsuper import check
 
             return check.main(rest)
+        case ["doctor", *rest]:
+            from lowsuper import doctor
+
+            return doctor.main(rest)
         case ["enter", *rest]:
             from lowsuper import enter
 

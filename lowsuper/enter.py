@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from lowsuper.kernel import enter
+from lowsuper.kernel import enter, instance
 from lowsuper.kernel.foreground import Job
 from lowsuper.kernel.pidfile import read_pidfile
 from lowsuper.kernel.source import load_config
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from typing import Never
 
     from lowsuper.kernel.enter import Inside, Order
+    from lowsuper.model import MasterSpec
 
 USAGE = """\
-Usage: lowsuper enter [--user NAME] FILE|PID [--] [COMMAND [ARGUMENT]...]
+Usage: lowsuper enter [--user NAME] FILE|NAME|PID [--] [COMMAND [ARGUMENT]...]
 
 Runs COMMAND, or a shell, in a jail: in the namespaces, the root and with the users of the process
 PID, which may be the lowsuper that made the jail, or any process in it; or in that which the
-lowsuper that runs FILE has made. Needs root.
+lowsuper that runs FILE, or the instance NAME, has made. Needs root.
 
   --user NAME  be this user of the jail; else root
 
@@ -67,30 +68,49 @@ def _refuse(text: str) -> int:
 
 
 def _find_jail(target: str) -> Inside:
-    """Return what to join for a pid, or for the file that a master runs."""
+    """Return what to join for a pid, an instance, or the file that a master runs."""
     if target.isascii() and target.isdigit():
         return enter.find_jail(int(target))
-    return enter.find_jail(_find_master(target), is_master=True)
+    directory = None
+    pid = _find_instance(target, None)
+    if not pid:
+        spec = load_config([target], os.environ, runs_commands=False)
+        directory = spec.runtime_dir
+        pid = _find_instance(target, directory) if directory else 0
+        if not pid:
+            return enter.find_jail(_read_pidfiles(target, spec), is_master=True)
+    inside = enter.find_jail(pid)
+    # Race: that master may have ended, and another process have got the number, before it was
+    # pinned.
+    if _find_instance(target, directory) != pid:
+        inside.close()
+        raise enter.NoJailError(f"the master of {target} has just ended")
+    return inside
 
 
-def _find_master(file: str) -> int:
+def _find_instance(target: str, directory: str | None) -> int:
+    """Return the pid of the master that has a name or runs a file; 0: none does."""
+    if os.path.exists(target):
+        return instance.find_pid(target, directory)
+    return next((each.pid for each in instance.find_instances(directory) if each.name == target), 0)
+
+
+def _read_pidfiles(file: str, spec: MasterSpec) -> int:
     """Return the pid that the pidfiles of a configuration name; whose that is is to be looked at.
+
+    For a master that has no runtime directory.
 
     Raises:
         NoJailError: they name none, or there are none.
-        ConfigError: the file is wrong.
     """
-    spec = load_config([file], os.environ, runs_commands=False)
-    paths = [path for path in (spec.safe_pidfile, spec.pidfile, spec.pidfile2) if path]
-    reasons = []
-    for path in paths:
-        path = os.path.join(spec.chdir or "", path)  # noqa: PLW2901  # as the master sees it
-        reading = read_pidfile(path)
-        if reading.pid:
-            return reading.pid
-        reasons.append(f"its pidfile {path} {reading.reason}")
-    if not paths:
-        reasons.append("it has no pidfile to find it by; name its pid")
+    reasons = ["none is in the runtime directory"]
+    for name in (spec.safe_pidfile, spec.pidfile, spec.pidfile2):
+        if name:
+            path = os.path.join(spec.chdir or "", name)
+            reading = read_pidfile(path)
+            if reading.pid:
+                return reading.pid
+            reasons.append(f"its pidfile {path} {reading.reason}")
     raise enter.NoJailError(f"no master of {file} is known to run: {', '.join(reasons)}")
 
 

@@ -25,6 +25,7 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_FROM_FD = 0x04  # MOVE_MOUNT_F_EMPTY_PATH
 _MOVE_TO_FD = 0x40  # MOVE_MOUNT_T_EMPTY_PATH
+_MS_REC = 1 << 14
 _PRIVATE = 1 << 18  # MS_PRIVATE
 _SLAVE = 1 << 19  # MS_SLAVE
 _MNT_DETACH = 2
@@ -37,8 +38,8 @@ ATTR_NOEXEC = 0x8
 _SET_STRING, _SET_FD, _CREATE = 1, 5, 6  # FSCONFIG_*
 
 _ADVICE = {
-    ENOSYS: "a jail needs Linux 5.12 or later",
-    EPERM: "a jail needs CAP_SYS_ADMIN, which containers often lack",
+    ENOSYS: "a jail needs Linux 5.12, and a container that lets it pass; see lowsuper doctor",
+    EPERM: "a jail needs CAP_SYS_ADMIN, which containers often lack; see lowsuper doctor",
 }
 
 
@@ -71,31 +72,26 @@ def set_parent_death_signal(signal: int) -> None:
 
 
 def make_private(path: str) -> None:
-    """Let no mount at or below `path` spread to other namespaces, or come from them.
-
-    See mount_setattr(2); Linux 5.12.
-    """
-    _succeed(
-        lib.lowsuper_mount_setattr(AT_FDCWD, os.fsencode(path), _AT_RECURSIVE, 0, _PRIVATE),
-        "mount_setattr",
-        path,
-    )
+    """Let no mount at or below `path` spread to other namespaces, or come from them."""
+    _set_propagation(path, _PRIVATE)
 
 
 def make_slave(path: str) -> None:
-    """Let no mount at or below `path` spread to other namespaces, but go on to take theirs.
+    """Let no mount at or below `path` spread to other namespaces, but go on to take theirs."""
+    _set_propagation(path, _SLAVE)
 
-    See mount_setattr(2); Linux 5.12.
-    """
-    _succeed(
-        lib.lowsuper_mount_setattr(AT_FDCWD, os.fsencode(path), _AT_RECURSIVE, 0, _SLAVE),
-        "mount_setattr",
-        path,
-    )
+
+def _set_propagation(path: str, kind: int) -> None:
+    # mount(2) rather than mount_setattr(2), which is not to be had everywhere, for the same.
+    result = lib.lowsuper_mount(b"none", os.fsencode(path), b"", _MS_REC | kind, b"")
+    _succeed(result, "mount", path)
 
 
 def restrict(tree_fd: int, attributes: int, subject: str) -> None:
-    """Set ATTR_* on every mount of a tree that is not attached yet."""
+    """Set ATTR_* on every mount of a tree that is not attached yet.
+
+    See mount_setattr(2); Linux 5.12.
+    """
     flags = _AT_EMPTY_PATH | _AT_RECURSIVE
     _succeed(
         lib.lowsuper_mount_setattr(tree_fd, b"", flags, attributes, 0), "mount_setattr", subject

@@ -7,7 +7,7 @@ been given to the next one.
 from __future__ import annotations
 
 import os
-from errno import ECHILD, EINVAL, ESRCH
+from errno import ECHILD, EINVAL, ENOSYS, EPERM, ESRCH
 
 from lowsuper.errors import KernelError
 from lowsuper.kernel import native
@@ -27,6 +27,8 @@ __all__ = [
     "signal_stranger",
     "tells_status",
 ]
+
+_NEEDED = "lowsuper needs Linux 5.11, and a container that lets it pass; see lowsuper doctor"
 
 
 def is_running(pid: int) -> bool:
@@ -53,7 +55,8 @@ def open_pidfd(pid: int) -> int:
     try:
         return os.pidfd_open(pid)
     except OSError as error:
-        raise KernelError("pidfd_open", error.errno or 0, str(pid)) from None
+        advice = _NEEDED if error.errno in (ENOSYS, EPERM) else ""
+        raise KernelError("pidfd_open", error.errno or 0, str(pid), advice) from None
 
 
 def send_signal(pidfd: int, signal: int, *, group: bool = False) -> bool:

@@ -18,6 +18,7 @@ from struct import pack as struct_pack
 
 from lowsuper.errors import KernelError
 from lowsuper.kernel.native import ffi, lib, pid_of, reap
+from lowsuper.kernel.process import open_pidfd
 from lowsuper.plan import EXEC, NSINIT, SHIM, SpawnPlan
 from lowsuper.record import Record
 
@@ -214,7 +215,11 @@ class Spawner:
             raise KernelError(
                 "open", error.errno or 0, helper, "lowsuper is not installed completely"
             ) from None
-        self._master_fd = os.pidfd_open(os.getpid())
+        try:
+            self._master_fd = open_pidfd(os.getpid())
+        except KernelError:
+            os.close(self._helper_fd)
+            raise
         self._request = request = ffi.new("struct lowsuper_spawn *")
         request.helper_fd, request.master_fd = self._helper_fd, self._master_fd
         request.way = way

@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "supervisor": "errors events machine master",
     "check": "command config errors jail kernel.facts kernel.jailed kernel.network kernel.source model plan",
     "doctor": "check config.wording errors kernel.premises kernel.probe model",
-    "enter": "kernel",
+    "enter": "kernel model",
     "client": "errors units wire kernel.instance",
     "ctl": "client errors record units wire ctl",
     "cli": "check ctl doctor enter config.wording errors events kernel model supervisor",
