@@ -359,6 +359,14 @@ class Loaded(Record):
     """The files were read again and are good; the new configuration is in place."""
 
 
+class Applied(Record):
+    """The files were read again; the new configuration is in place, these daemons differ."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
 class LoadRefused(Record):
     """The files were read again and are bad; the operator was told, nothing has changed."""
 
@@ -403,7 +411,7 @@ class Asked(Record):
     """Somebody with the right to do so asked for something through the control socket.
 
     `verb` is start, stop, restart, try-restart or reset-failed for the daemons `names`; reload,
-    shutdown or kill for the master.
+    apply, shutdown or kill for the master.
     """
 
     verb: str
@@ -424,6 +432,7 @@ MasterEvent = (
     | FifoByte
     | ReloadTouched
     | Loaded
+    | Applied
     | LoadRefused
     | HookEnded
     | HookTouched
@@ -467,7 +476,9 @@ class KillHook(Record):
 
 
 class LoadConfig(Record):
-    """Read the files again; answers with Loaded or LoadRefused."""
+    """Read the files again; answers with Loaded, or Applied, or LoadRefused."""
+
+    applies: bool = False  # only what differs is to be done
 
 
 class WritePidfiles(Record):
@@ -814,6 +825,14 @@ class MasterReloads(Record):
     brutal: bool
 
 
+class MasterApplies(Record):
+    """The new configuration is in force; what differs is being done."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
 class MasterReloaded(Record):
     """Every daemon of the new configuration was started once."""
 
@@ -866,6 +885,7 @@ Note = (
     | MasterStops
     | MasterKills
     | MasterReloads
+    | MasterApplies
     | MasterReloaded
     | MasterIgnores
     | MasterEnds

@@ -37,6 +37,7 @@ from lowsuper.events import (
     HookFailed,
     HookPrints,
     HookRuns,
+    MasterApplies,
     MasterEnds,
     MasterIgnores,
     MasterKills,
@@ -311,6 +312,7 @@ def _master_words(  # noqa: C901
     | MasterStops
     | MasterKills
     | MasterReloads
+    | MasterApplies
     | MasterReloaded
     | MasterIgnores
     | MasterEnds,
@@ -332,6 +334,8 @@ def _master_words(  # noqa: C901
             return f"{why} again: SIGKILL to everything"
         case MasterReloads(why=why, brutal=brutal):
             return f"{why}: reloading{' without waiting for anybody' if brutal else ''}"
+        case MasterApplies():
+            return _applies(note)
         case MasterReloaded(took=took):
             return f"reloaded in {format_duration(took)}"
         case MasterIgnores(what=what, reason=reason):
@@ -340,6 +344,19 @@ def _master_words(  # noqa: C901
             return f"everything has ended; exit status {code}"
         case _:
             assert_never(note)
+
+
+def _applies(note: MasterApplies) -> str:
+    parts = [
+        f"{what} {', '.join(names)}"
+        for what, names in (
+            ("added", note.added),
+            ("removed", note.removed),
+            ("changed", note.changed),
+        )
+        if names
+    ]
+    return f"apply: {'; '.join(parts) or 'no daemon differs'}"
 
 
 def _hook_failed(note: HookFailed) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 
-from lowsuper import machine, master
+from lowsuper import changes, machine, master
 from lowsuper.errors import assert_never
 from lowsuper.events import (
     Announce,
+    Applied,
     AwaitReady,
     CancelTimer,
     Concluded,
@@ -301,8 +302,8 @@ class Supervisor:
                 effects.run_hook(hook)
             case KillHook():
                 effects.kill_hook()
-            case LoadConfig():
-                self._load()
+            case LoadConfig(applies=applies):
+                self._load(applies=applies)
             case SayMaster(note=note):
                 effects.say(note)
             case SayStats():
@@ -341,12 +342,16 @@ class Supervisor:
             case _:
                 assert_never(action)
 
-    def _load(self) -> None:
+    def _load(self, *, applies: bool) -> None:
         spec = self._effects.load()
         if spec is None:
             self._inner.append((None, LoadRefused()))
             return
+        loaded: MasterEvent = Loaded()
+        if applies:
+            differ = changes.compare(self.spec, self.specs, spec)
+            loaded = Applied(differ.added, differ.removed, differ.restarted)
         self._effects.use(spec)
         self._moved = spec.chdir != self.spec.chdir  # relative pidfiles are others now
         self._place(spec)
-        self._inner.append((None, Loaded()))
+        self._inner.append((None, loaded))

@@ -87,6 +87,21 @@ def _stop(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Re
     return state, (*forgiven, *actions)
 
 
+def replace(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
+    """End these daemons, and start them again as they are configured now.
+
+    What is down, or was given up and is different now, is started unless somebody stopped it.
+    """
+    there = tuple(name for name in names if not _is_absent(state, name, daemons))
+    state = state.replace(
+        returning=(*state.returning, *(name for name in there if name not in state.held))
+    )
+    state, actions = order.end(spec, state, there, HALT, daemons)
+    absent = tuple(name for name in names if name not in (*there, *state.held))
+    state, more = _start(spec, state, absent, daemons)
+    return state, (*actions, *more)
+
+
 def _restart(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
     state = state.replace(held=tuple(name for name in state.held if name not in names))
     if START in state.todo:

@@ -13,6 +13,7 @@ from lowsuper.errors import assert_never
 from lowsuper.events import (
     AllStarted,
     Announce,
+    Applied,
     Asked,
     Boot,
     DaemonConcluded,
@@ -34,6 +35,7 @@ from lowsuper.events import (
     LoadConfig,
     Loaded,
     LoadRefused,
+    MasterApplies,
     MasterEnds,
     MasterIgnores,
     MasterKills,
@@ -111,6 +113,8 @@ def step(  # noqa: C901, PLR0912
             return _reload(spec, state, f"touch-reload {event.path}", False, daemons, now)
         case Loaded():
             return _loaded(spec, state, daemons, now)
+        case Applied():
+            return _applied(spec, state, event, daemons, now)
         case LoadRefused():
             return state.replace(loading=False, again=False, again_brutal=False), ()
         case HookEnded():
@@ -300,6 +304,8 @@ def _asked(spec: MasterSpec, state: Master, event: Asked, daemons: Daemons, now:
     match event.verb:
         case "reload":
             return _reload(spec, state, f"reload ({event.who})", False, daemons, now)
+        case "apply":
+            return _apply(state, event.who)
         case "shutdown":
             return _stop(spec, state, f"shutdown ({event.who})", daemons, now)
         case "kill":
@@ -328,6 +334,33 @@ def _reload(  # noqa: PLR0917
         return state.replace(again=True, again_brutal=state.again_brutal or brutal), ()
     state = state.replace(loading=True, brutal=brutal)
     return state, (SayMaster(MasterReloads(why, brutal)), LoadConfig())
+
+
+def _apply(state: Master, who: str) -> Result:
+    """Begin to bring in what differs in the files, by reading them."""
+    if state.phase != RUNNING or state.loading:
+        why = "it is stopping" if state.phase in (STOPPING, ENDED) else "it is not at rest yet"
+        return state, (SayMaster(MasterIgnores(f"apply ({who})", why)),)
+    return state.replace(loading=True, brutal=False), (LoadConfig(applies=True),)
+
+
+def _applied(spec: MasterSpec, state: Master, event: Applied, daemons: Daemons, now: Ns) -> Result:
+    """End what is not wanted any more, start what is new, replace what is different."""
+    state = state.replace(loading=False)
+    if state.phase != RUNNING:
+        return state, ()
+    names = {daemon.name for daemon in spec.daemons}
+    state = state.replace(held=tuple(name for name in state.held if name in names))
+    note = SayMaster(MasterApplies(event.added, event.removed, event.changed))
+    idle = tuple(Forget(name) for name in event.removed if order.is_idle(daemons.get(name, Down())))
+    state, ends = order.end(spec, state, event.removed, STOP, daemons)
+    state, actions = steer.replace(spec, state, event.changed, daemons)
+    fresh = [daemon for daemon in spec.daemons if daemon.name in event.added]
+    state = state.replace(unsettled=state.unsettled + len(fresh))
+    state, starts = order.start(state, fresh)
+    state, more = order.start_waiting(spec, state, daemons)
+    state, rest = _advance(spec, state, daemons, now)
+    return state, (note, *idle, *ends, *actions, *starts, *more, *rest)
 
 
 def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Result:

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "master": "errors events machine model record units master",
     "state": "machine record",
     "chronicle": "events record",
+    "changes": "record",
     "report": "errors events machine units",
     "plan": "record units",
     "command": "model record",
@@ -71,7 +72,7 @@ MAY_IMPORT = {
     "kernel.tail": "errors model plan units kernel",
     "kernel.records": "errors identity kernel",
     # The program.
-    "supervisor": "errors events machine master",
+    "supervisor": "changes errors events machine master",
     "check": "command config errors jail kernel.facts kernel.jailed kernel.network kernel.source model plan",
     "doctor": "check config.wording errors kernel.premises kernel.probe model",
     "enter": "kernel model",
