@@ -59,6 +59,8 @@ KIND_VALUES = {
     options.PIVOT: "NEW_ROOT [OLD_ROOT]",
     options.UNSHARE: "names",
     options.SETNS: "socket",
+    options.SETNS_SOCKET: "socket",
+    options.SETNS_SKIP: "names",
 }
 REPEATABLE = {
     options.TEXTS,
@@ -72,6 +74,7 @@ REPEATABLE = {
     options.KEEP,
     options.LINK,
     options.UNSHARE,
+    options.SETNS_SKIP,
 }
 PARSER_VALUES = {
     "parse_command": "command",

@@ -188,6 +188,7 @@ def build_inner(spec: MasterSpec) -> MasterSpec:
         touch_reload=(),
         master_fifo=(),
         kill_domain=kill_domain,
+        setns_socket=None,
     )
 
 

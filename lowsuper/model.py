@@ -370,6 +370,8 @@ class MasterSpec(Record):
     control_mode: int | None = None  # None: 0660, or 0666 where others are allowed something
     control_owner: tuple[str, str | None] | None = None  # user and group; None: the master's
     control_allow: tuple[ControlRule, ...] = ()
+    setns_socket: str | None = None  # at which other masters get our namespaces
+    setns_skip: tuple[str, ...] = ()  # those that they do not get, as in /proc/PID/ns
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
     origins: tuple[Origin, ...] = ()  # of the master's own options, in file order
 

@@ -84,6 +84,8 @@ class Builder:
             options.PIVOT: self._take_jail,
             options.UNSHARE: self._take_jail,
             options.SETNS: self._take_jail,
+            options.SETNS_SOCKET: self._take_setns_socket,
+            options.SETNS_SKIP: self._take_setns_skip,
             options.CGROUP: self._take_cgroup,
             options.ACCEPTED: self._take_accepted,
         }
@@ -296,6 +298,16 @@ class Builder:
         else:
             self._jail.pop("netns", None)
             self._jail.setdefault(row.field, []).append(option)
+
+    def _take_setns_socket(self, row: OptionRow, option: Option) -> None:
+        from lowsuper.config.jail import parse_socket
+
+        self._fields[row.field] = parse_socket(option.value)
+
+    def _take_setns_skip(self, row: OptionRow, option: Option) -> None:
+        from lowsuper.config.jail import parse_skip
+
+        self._lists.setdefault(row.field, []).extend(parse_skip(option.value))
 
     def _add_jail(self, spec: MasterSpec) -> MasterSpec:
         from lowsuper.config.jail import read_jail  # few files have one

@@ -39,6 +39,8 @@ _IMPOSSIBLE = {
 _ROOTS = (NAMESPACE, CHROOT, PIVOT)
 _MAKERS = (*_ROOTS, UNSHARE, "unshare2", "setns")
 _HOSTNAME_MOST = 64  # HOST_NAME_MAX
+_SOCKET_MOST = 107  # sun_path, less the final NUL
+_SHARED = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _PREFIXES = ("ro:", "optional:")
 
 
@@ -154,6 +156,33 @@ def parse_pivot(text: str) -> tuple[str, str | None]:
     return root, old[len(root) :]
 
 
+def parse_socket(text: str) -> str:
+    """Return the path of a unix socket.
+
+    Raises:
+        ValueError: it is none, or too long.
+    """
+    path = parse_path(text)
+    if len(path.encode("utf-8", "surrogateescape")) > _SOCKET_MOST:
+        raise ValueError(f"is longer than the {_SOCKET_MOST} bytes of unix(7)")
+    return path
+
+
+def parse_skip(text: str) -> tuple[str, ...]:
+    """Return the names in /proc/PID/ns, with or without `_for_children`, of a list.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    words = text.replace(",", " ").split()
+    for word in words:
+        if word.removesuffix("_for_children") not in _SHARED:
+            near = nearest_name(word, _SHARED)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(_SHARED)}"
+            raise ValueError(f"there is no {word} in /proc/self/ns; {hint}")
+    return tuple(words)
+
+
 def read_jail(options: Mapping[str, Sequence[Option]]) -> tuple[Jail | None, list[Problem]]:
     """Return the jail that options ask for, if they do, and what is wrong with them.
 
@@ -171,7 +200,7 @@ def read_jail(options: Mapping[str, Sequence[Option]]) -> tuple[Jail | None, lis
     jail = _read_switches(jail, options, problems)
     for option in options.get("setns", ()):
         try:
-            jail = jail.replace(joins=parse_path(option.value))
+            jail = jail.replace(joins=parse_socket(option.value))
         except ValueError as error:
             problems.append(Problem(option.origin, str(error)))
     if jail.way != NAMESPACE:

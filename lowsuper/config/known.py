@@ -203,7 +203,7 @@ legion-death-on-lord-error legion-freq legion-join legion-lord legion-mcast legi
 legion-node-joined legion-node-left legion-quorum legion-scroll legion-scroll-list-max-size
 legion-scroll-max-size legion-setup legion-skew-tolerance legion-smart-attach-daemon
 legion-smart-attach-daemon2 legion-tolerance legion-unlord mount-as-emperor mount-as-vassal
-resolve safe-pidfile2 setns setns-skip setns-socket setns-socket-skip
+resolve safe-pidfile2
 umount-as-emperor umount-as-vassal unique-cron-legion
 unique-legion-cron wait-for-dir wait-for-file wait-for-fs wait-for-fs-timeout
 wait-for-iface wait-for-iface-timeout wait-for-interface wait-for-interface-timeout
@@ -213,7 +213,7 @@ wait-interface wait-interface-timeout
 
 _LATER_FLAGS = """
 drop-after-apps drop-after-init exit jailed no-initgroups re-fork re-fork-as-root
-re-fork-post-jail refork refork-as-root refork-post-jail setns-preopen
+re-fork-post-jail refork refork-as-root refork-post-jail
 """
 
 APPLICATION = frozenset((_APPLICATION + _APPLICATION_FLAGS).split())

@@ -39,6 +39,8 @@ CHROOT = "chroot"
 PIVOT = "pivot"
 UNSHARE = "unshare"
 SETNS = "setns"
+SETNS_SOCKET = "setns-socket"
+SETNS_SKIP = "setns-skip"
 KEEP = "keep"
 JAIL_FLAG = "jail-flag"
 NETWORK = "network"  # a boolean, or what network is joined
@@ -144,6 +146,10 @@ OPTIONS = (
     _row("cgroup", CGROUP, "cgroup", "live in this cgroup (version 2), which is made if missing"),
     _row("cgroup-opt", CGROUP, "cgroup_settings", "write to a file of that cgroup: FILE=VALUE"),
     _row("cgroup-dir-mode", CGROUP, "cgroup_mode", "mode of that cgroup's directory"),
+    _row("setns", SETNS, "setns", "join the namespaces of the master that shares them here"),
+    _row("setns-socket", SETNS_SOCKET, "setns_socket", "let others join our namespaces here"),
+    _row("setns-socket-skip setns-skip", SETNS_SKIP, "setns_skip", "but not this one"),
+    _row("setns-preopen", ACCEPTED, "", "accepted: what is shared is always at hand"),
     _row("kill-domain", RUNG, "kill_domain", "auto, cgroup or shim"),
 )
 """Every option that is applied."""

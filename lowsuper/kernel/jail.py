@@ -18,7 +18,7 @@ import _socket
 import gc
 import os
 import sys
-from errno import ESRCH
+from errno import ENOMEM, ESRCH
 from time import monotonic
 
 from lowsuper import jail
@@ -80,6 +80,8 @@ if TYPE_CHECKING:
     from lowsuper.jail import Action, Event
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.life import Life
+    from lowsuper.kernel.setns import Joiner, Share
+    from lowsuper.kernel.ways import Joined
     from lowsuper.kernel.wiring import Wiring
     from lowsuper.model import Hook, Jail, MasterSpec
 
@@ -194,6 +196,8 @@ class Warden:
         self._pidfiles: set[str] = set()
         self._put_env: list[EnvChange] = []  # by hooks
         self._jail: _Inmate | None = None
+        self._joiner: Joiner | None = None
+        self._share: Share | None = None
         self._dead: tuple[_Inmate, JailEnded] | None = None  # but not all that was in it
         # Once, at the start: the way back from a pid namespace that was only for a child.
         self._own_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -209,6 +213,7 @@ class Warden:
         self._fifo = MasterFifo(self._loop, lambda byte: self._queue.append(FifoByte(byte)))
         self._use(spec)
         self._fifo.use(spec.master_fifo)
+        self._share_namespaces(spec)
 
     def run(self) -> int:
         """Run until the jail has ended for good; return the exit code."""
@@ -234,6 +239,8 @@ class Warden:
                     remove_pidfile(path, os.getpid())
                 except KernelError as error:
                     self.say_line(str(error))
+        if self._share is not None:
+            self._share.close()
         self._watcher.close()
         self._spawner.close()
         self._log.drain()
@@ -306,15 +313,15 @@ class Warden:
             case SayLine(text=text):
                 self.say_line(text)
             case MakeJail():
-                try:
-                    self._make()
-                except OSError as error:
-                    failure = f"the jail: {error}"
-                    self._queue.append(JailEnded(EXIT_FAILED << 8, EXIT_FAILED, failure))
+                self._begin()
             case LetJailGo():
                 self._tell(b"go")
             case SignalJail(signal=signal):
                 self._signal(signal)
+            case KillJail() if self._joiner is not None:
+                self._joiner.close()
+                self._joiner = None
+                self._queue.append(JailEnded(0, 0))
             case KillJail():
                 self._signal(SIGKILL)
             case SetJailTimer(at=None):
@@ -346,20 +353,54 @@ class Warden:
             case _:
                 raise AssertionError(action)
 
-    def _make(self) -> None:
+    def _begin(self) -> None:
+        """Make the jail, if need be when there is what it joins."""
+        made = self._spec.jail
+        assert made is not None, "a reload keeps it"
+        if made.joins is None:
+            self._try([])
+            return
+        from lowsuper.kernel.setns import Joiner
+
+        self._joiner = Joiner(
+            self._loop, made.joins, take=self._on_joined, fail=self._give_up, say=self.say_line
+        )
+
+    def _on_joined(self, joined: list[Joined]) -> None:
+        from lowsuper.kernel import ways
+
+        assert self._spec.jail is not None, "a reload keeps it"
+        self._joiner = None
+        self._try(ways.leave_out(joined, ways.find_own(self._spec.jail)))
+
+    def _try(self, joined: list[Joined]) -> None:
+        try:
+            self._make(joined)
+        except OSError as error:
+            self._give_up(str(error))
+        finally:
+            for each in joined:
+                os.close(each.fd)
+
+    def _give_up(self, failure: str) -> None:
+        """The jail cannot be made."""
+        self._joiner = None
+        self._queue.append(JailEnded(EXIT_FAILED << 8, EXIT_FAILED, f"the jail: {failure}"))
+
+    def _make(self, joined: list[Joined]) -> None:
         made = self._spec.jail
         assert made is not None, "a reload keeps it"
         self._log.flush()  # what is buffered must not be written twice
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
-            pid = self._fork("pid" in made.namespaces)
+            pid = self._fork("pid" in made.namespaces, joined)
         except OSError:
             ours.close()
             theirs.close()
             raise
         if pid == 0:
             try:
-                self._live(theirs.fileno())
+                self._live(theirs.fileno(), joined)
             finally:
                 os._exit(EXIT_FAILED)
         theirs.close()
@@ -368,15 +409,25 @@ class Warden:
         self._loop.watch(inmate.pidfd, READ, self._on_jail_end)
         self._loop.watch(ours.fileno(), READ, self._on_message)
 
-    def _fork(self, is_first: bool) -> int:
-        """Fork, as the first process of a new pid namespace or not; return as os.fork does."""
+    def _fork(self, is_first: bool, joined: list[Joined]) -> int:
+        """Fork into a new pid namespace, one that is joined, or ours; return as os.fork does."""
+        other = next((each.fd for each in joined if each.kind == mount.NEWPID), -1)
         if not is_first:
             native.set_child_subreaper()  # what is left when it has died comes to us
+        if not is_first and other < 0:
             return os.fork()
         pid = -1
-        mount.unshare(mount.NEWPID)
+        if is_first:
+            mount.unshare(mount.NEWPID)
+        else:
+            mount.setns(other, mount.NEWPID)
         try:
             pid = os.fork()
+        except OSError as error:
+            if error.errno != ENOMEM or is_first:
+                raise
+            advice = "the first process of the pid namespace has ended"
+            raise KernelError("fork", ENOMEM, "", advice) from None
         finally:
             # From here on no other child may be the first of the new namespace. The child itself
             # cannot go back up.
@@ -384,14 +435,14 @@ class Warden:
                 mount.setns(self._own_ns, mount.NEWPID)
         return pid
 
-    def _live(self, channel_fd: int) -> None:
-        """Be the jail's first process."""
+    def _live(self, channel_fd: int, joined: list[Joined]) -> None:
+        """Be the jail's master."""
         for change in self._put_env:
             if change.value is None:
                 os.environ.pop(change.name, None)
             else:
                 os.environ[change.name] = change.value
-        live(self._spec, channel_fd, self._own_pidfd, self._supervise)
+        live(self._spec, channel_fd, self._own_pidfd, self._supervise, joined)
 
     def _tell(self, text: bytes) -> None:
         self._log.flush()  # before what its master says to it
@@ -426,8 +477,26 @@ class Warden:
             self._fifo.use(spec.master_fifo)
         except KernelError as error:
             self.say_line(str(error))
+        try:
+            self._share_namespaces(spec)
+        except KernelError as error:
+            self.say_line(str(error))
         self._pass_log()
         self._queue.append(Loaded())
+
+    def _share_namespaces(self, spec: MasterSpec) -> None:
+        """Let others join the jail, if the configuration wants that."""
+        if spec.setns_socket is None and self._share is None:
+            return
+        from lowsuper.kernel.setns import share
+
+        before, self._share = self._share, None
+        self._share = share(before, spec, self._loop, self._find_jail, self.say_line)
+
+    def _find_jail(self) -> int:
+        """Return the pid of a process that is in the jail; 0: it is not made yet."""
+        inmate = self._jail
+        return inmate.pid if inmate is not None and inmate.entered else 0
 
     def _use(self, spec: MasterSpec) -> None:
         watched = [(path, self._toucher(path)) for path in spec.touch_reload]
@@ -554,12 +623,13 @@ class Warden:
 class _Inmate:
     """A jail as it is seen from outside: its first process, and what that has said."""
 
-    __slots__ = ("_code", "_failure", "channel", "made", "pid", "pidfd", "places")
+    __slots__ = ("_code", "_failure", "channel", "entered", "made", "pid", "pidfd", "places")
 
     def __init__(self, pid: int, channel: _socket.socket, made: Jail) -> None:
         self.pid, self.channel, self.made = pid, channel, made
         self.pidfd = os.pidfd_open(pid)  # our child that nobody has reaped
         self.places: list[Place] = []
+        self.entered = False
         self._code: int | None = None
         self._failure = ""
 
@@ -582,6 +652,7 @@ class _Inmate:
             case "place", [path, device, inode, kind]:
                 self.places.append(Place(path, int(device), int(inode), kind == "directory"))
             case "entered", []:
+                self.entered = True
                 queue.append(JailEntered())
             case "ready", []:
                 queue.append(JailReady())
@@ -605,12 +676,18 @@ class _Inmate:
 # Inside.
 
 
-def live(spec: MasterSpec, channel_fd: int, outer_pidfd: int, supervise: Supervise) -> None:
+def live(
+    spec: MasterSpec,
+    channel_fd: int,
+    outer_pidfd: int,
+    supervise: Supervise,
+    joined: list[Joined],
+) -> None:
     """Make the jail around this process, and run the master.
 
     Does not return.
     """
-    close_all_but((0, 1, 2, channel_fd, outer_pidfd))
+    close_all_but((0, 1, 2, channel_fd, outer_pidfd, *(each.fd for each in joined)))
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, fileno=channel_fd)
     try:
         mount.set_parent_death_signal(SIGKILL)
@@ -620,7 +697,7 @@ def live(spec: MasterSpec, channel_fd: int, outer_pidfd: int, supervise: Supervi
         os.close(outer_pidfd)
         # A ^C at the terminal is for the process outside, which passes it on.
         os.setsid()
-        code = _enter_and_run(spec, channel, supervise)
+        code = _enter_and_run(spec, channel, supervise, joined)
     except PlanError as error:
         text, code = _explain(error.problem), error.exit_code
     except LowsuperError as error:
@@ -644,7 +721,9 @@ def _explain(problem: Problem) -> str:
     return f"{text}; {problem.advice}" if problem.advice else text
 
 
-def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervise) -> int:
+def _enter_and_run(
+    spec: MasterSpec, channel: _socket.socket, supervise: Supervise, joined: list[Joined]
+) -> int:
     made = spec.jail
     assert made is not None
     if made.is_elsewhere:
@@ -657,6 +736,10 @@ def _enter_and_run(spec: MasterSpec, channel: _socket.socket, supervise: Supervi
         kind = "directory" if place.is_directory else "file"
         _send(channel, "place", place.path, str(place.device), str(place.inode), kind)
 
+    if joined:
+        from lowsuper.kernel import ways
+
+        ways.join(joined)
     if made.way == NAMESPACE:
         root.enter(made, tell)
     else:

@@ -52,13 +52,23 @@ def find_own(jail: Jail) -> int:
     return own
 
 
-def join(joined: Sequence[Joined]) -> None:
-    """Join namespaces, but for the one of processes, and close their descriptors.
+def leave_out(joined: Sequence[Joined], own: int) -> list[Joined]:
+    """Return what is to be joined, without the kinds `own`, whose descriptors are closed."""
+    for each in joined:
+        if each.kind & own:
+            os.close(each.fd)
+    return [each for each in joined if not each.kind & own]
 
-    The one of mounts comes last: its root and directory are ours then.
+
+def join(joined: Sequence[Joined]) -> None:
+    """Join namespaces, and close their descriptors.
+
+    That of processes, which is for children only, was joined by our parent. The one of mounts comes
+    last: its root is our root and directory then.
     """
     for each in sorted(joined, key=lambda each: each.kind == mount.NEWNS):
-        mount.setns(each.fd, each.kind)
+        if each.kind != mount.NEWPID:
+            mount.setns(each.fd, each.kind)
         os.close(each.fd)
 
 

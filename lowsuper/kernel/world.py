@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.logger import Logger
+    from lowsuper.kernel.setns import Share
     from lowsuper.kernel.smart import SmartLife
     from lowsuper.kernel.tail import Follower
     from lowsuper.machine import State
@@ -140,6 +141,7 @@ class World:
         self._claim = claim
         self._runner: Hooks | None = None
         self._logger: Logger | None = None
+        self._share: Share | None = None
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
         self._adopt(spec)
         self._domains.begin(spec)
@@ -148,6 +150,7 @@ class World:
                 self._open_records(spec)
                 self._use_logs(spec)
             self._fifo.use(spec.master_fifo)
+            self._share_namespaces(spec)
         except KernelError:
             self._domains.close()
             raise
@@ -206,6 +209,8 @@ class World:
         for life in self._lives.values():
             self._release(life)
         self._fifo.close(remove=self._supervisor.spec.vacuum)
+        if self._share is not None:
+            self._share.close()
         self._remove_pidfiles()
         if self._smart is not None:
             self._smart.close()
@@ -605,8 +610,18 @@ class World:
             self._use_logs(spec)
         try:
             self._fifo.use(spec.master_fifo)
+            self._share_namespaces(spec)
         except KernelError as error:
             self.say_line(str(error))
+
+    def _share_namespaces(self, spec: MasterSpec) -> None:
+        """Let others join the namespaces that we are in, if the configuration wants that."""
+        if spec.setns_socket is None and self._share is None:
+            return
+        from lowsuper.kernel.setns import share
+
+        before, self._share = self._share, None
+        self._share = share(before, spec, self._loop, os.getpid, self.say_line)
 
     def _adopt(self, spec: MasterSpec) -> None:
         self._identities = resolve(spec)

@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "kernel.hooks": "errors events model plan units kernel",
     "kernel.surroundings": "errors events model plan",
     "kernel.facts": "errors model plan units kernel.accounts kernel.records kernel.trust",
+    "kernel.setns": "errors model units kernel",
     "kernel.ways": "errors model record kernel",
     "kernel.phase": "errors events model plan report kernel",
     "kernel.jailed": "model plan kernel",

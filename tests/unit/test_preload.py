@@ -15,6 +15,7 @@ NEVER_IN_A_JAIL = {
     "kernel.peer": "who asks is looked at outside",
     "kernel.tail": "control clients are served outside",
     "kernel.logger": "a configuration with a jail and such a log is refused",
+    "kernel.setns": "the process outside shares the namespaces",
 }
 BUILT_IN = {*sys.builtin_module_names, "_frozen_importlib"}
 NOT_ASKED = {"pwd", "grp"}  # `accounts.use_files` comes first
