@@ -68,6 +68,8 @@ def _find_needs_of_jail(jail: Jail) -> set[str]:
     needs |= {f"namespace {kind}" for kind in jail.namespaces}
     if jail.net:
         needs.add("namespace net")
+    if jail.links:
+        needs |= {"module pyroute2", *_name_capabilities("net_admin")}
     if jail.overlay:
         needs.add("overlay")
     if "mount" in jail.namespaces:

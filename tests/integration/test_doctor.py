@@ -33,7 +33,8 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, header, 0, 0) == 0
 os.execv(sys.argv[2], sys.argv[2:])
 """
-CLONE3, OPEN_TREE, MOUNT_SETATTR, OPENAT2, PIDFD_OPEN = 435, 428, 442, 437, 434  # anywhere
+CLONE3, OPEN_TREE, FSOPEN, MOUNT_SETATTR = 435, 428, 430, 442  # on every machine
+OPENAT2, PIDFD_OPEN = 437, 434
 UNSHARE = {"x86_64": 272, "aarch64": 97}.get(os.uname().machine, 0)
 
 
@@ -197,7 +198,8 @@ def test_proc_that_hides_is_told(tmp_path):
     # As nobody, who cannot read our Python; so what is needed is loaded before.
     code = (
         "import os,sys,importlib.util,subprocess,textwrap,pwd,grp,json,resource,prctl;"
-        "import lowsuper.doctor;from lowsuper.kernel import premises;os.setgroups([]);os.setresuid(65534,65534,65534);"
+        "import lowsuper.doctor;from lowsuper.kernel import premises;"
+        "os.setgroups([]);os.setresuid(65534,65534,65534);"
         "print(*premises._look_at_proc())"
     )
     done = subprocess.run(
@@ -235,6 +237,53 @@ def test_user_who_is_not_root_is_told_what_root_would_have(tmp_path):
     assert rows["capabilities"]["advice"] == rows["namespace mount"]["advice"] == "run it as root"
     assert rows["runtime directory"]["state"] == "degraded"
     assert rows["pidfd_open"]["state"] == rows["helper program"]["state"] == "ok"
+
+
+# What the table says is what a master does.
+
+
+@needs_root
+def test_jail_is_made_without_mount_setattr(masters, tmp_path):
+    root = make_root(tmp_path / "root")
+    master = masters.begin(
+        f"namespace = {root}\nattach-daemon = sleep 1000\n",
+        prefix=refusing(ENOSYS, MOUNT_SETATTR),
+    ).wait_ready()
+    assert master.stop() == 0
+
+
+@needs_root
+@pytest.mark.parametrize("errno", [ENOSYS, EPERM])
+@pytest.mark.parametrize(
+    ("calls", "keep", "text"),
+    [
+        ((MOUNT_SETATTR,), "ro:/dev/null", "mount_setattr /dev/null: "),
+        ((OPEN_TREE,), "/dev/null", "open_tree /dev/null: "),
+        ((FSOPEN,), "/dev/null", "fsopen proc: "),
+    ],
+)
+def test_jail_that_cannot_be_made_says_why_and_where_to_ask(
+    masters, tmp_path, errno, calls, keep, text
+):
+    root = make_root(tmp_path / "root")
+    master = masters.begin(
+        f"namespace = {root}\nnamespace-keep-mount = {keep}\nattach-daemon = sleep 1000\n",
+        prefix=refusing(errno, *calls),
+    )
+    master.wait_line(f"the jail: {text}.*; a jail needs .*; see lowsuper doctor")
+    assert master.wait() == 125
+
+
+@pytest.mark.parametrize("jailed", [False, True])
+def test_kernel_without_pidfds_is_told_and_is_no_bug(masters, tmp_path, jailed):
+    need(os.geteuid() == 0 or not jailed, "root")
+    root = make_root(tmp_path / "root")
+    master = masters.begin(
+        ("", f"namespace = {root}\n")[jailed] + "attach-daemon = sleep 1000\n",
+        prefix=refusing(ENOSYS, PIDFD_OPEN),
+    )
+    master.wait_line("lowsuper: pidfd_open .*: Function not implemented; lowsuper needs Linux")
+    assert master.wait() == 125
 
 
 # With a configuration.

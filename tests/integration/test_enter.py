@@ -18,6 +18,7 @@ import pytest
 from jails import find_first, make_root
 from masters import (
     DEADLINE,
+    RUNTIME,
     children_of,
     kill_all,
     needs_root,
@@ -378,14 +379,32 @@ def test_pid_that_is_reused_while_it_is_looked_at_is_refused():
 # By the file.
 
 
-def test_file_leads_to_its_master_by_the_pidfile(masters, root, tmp_path):
-    pidfile = tmp_path / "master.pid"
-    master = masters.start(jail(root, f"safe-pidfile = {pidfile}"))
-    wait_text(pidfile, str(master.pid))
+def test_file_and_name_lead_to_the_master(masters, root, tmp_path):
+    masters.start(jail(root, "instance = the-jail"))
+    env = {RUNTIME: f"{tmp_path}/.run", **os.environ}
+    assert enter(tmp_path / "test.ini", "hostname", env=env).stdout == "testns\n"
+    assert enter("test.ini", "hostname", cwd=tmp_path, env=env).stdout == "testns\n"
+    assert enter("the-jail", "hostname", env=env).stdout == "testns\n"
+
+
+def test_option_runtime_dir_leads_to_the_master(masters, root, tmp_path):
+    masters.start(jail(root, f"runtime-dir = {tmp_path}/elsewhere"))
     assert enter(tmp_path / "test.ini", "hostname").stdout == "testns\n"
-    pidfile.write_text(f"{os.getppid()}\n")
+
+
+def test_file_that_no_master_runs_is_refused(masters, root, tmp_path):
+    masters.write(jail(root))
     result = enter(tmp_path / "test.ini", "hostname")
     assert result.returncode == 125
+    assert "is known to run: none is in the runtime directory\n" in result.stderr
+    assert enter(tmp_path / "no-such", "hostname").returncode == 78
+
+
+def test_file_leads_to_its_master_by_the_pidfile(masters, root, tmp_path):
+    pidfile = tmp_path / "master.pid"
+    master = masters.start(jail(root, f"safe-pidfile = {pidfile}"))  # whose directory is another
+    wait_text(pidfile, str(master.pid))
+    assert enter(tmp_path / "test.ini", "hostname").stdout == "testns\n"
     pidfile.write_text("")
     assert f"its pidfile {pidfile} " in enter(tmp_path / "test.ini", "hostname").stderr
 
