@@ -203,9 +203,9 @@ def test_log_descriptor_takes_the_place_of_what_has_its_number(spawner, place):
     """The file is opened under a low number, which may be a target of the plan."""
     path = place / "web.log"
     fds = (NULL, *(FdSource(target, LOG_FD) for target in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)))
-    script = "for fd in 1 2 3 4 5 6 7 8 9; do echo $fd >&$fd; done; ls -1 /proc/$$/fd | wc -l"
+    script = "for fd in 1 2 3 4 5 6 7 8 9; do echo $fd >&$fd; done"
     plan = make_plan("/bin/sh", "-c", script, log=os.fsencode(path), fds=fds)
     with Run(spawner, plan) as run:
         assert run.outcome() == ExecOk()
         assert run.wait() == 0
-    assert path.read_text().split() == [*map(str, range(1, 10)), "11"]
+    assert path.read_text().split() == [str(fd) for fd in range(1, 10)]
