@@ -58,6 +58,7 @@ COMMON = (
 
 SWITCHES = (
     Switch("watch", "w", "", "show it again whenever something happens"),
+    Switch("memory", "m", "", "memory, too, where many daemons are not shown on a terminal"),
     Switch("all", "a", "", "all daemons"),
     Switch("follow", "f", "", "go on with what is written from now on"),
     Switch("lines", "n", "N", "the last N lines"),
@@ -73,7 +74,9 @@ SWITCHES = (
 LOOK, STEER, MASTER = "Look", "Steer", "Master"
 
 VERBS = {
-    "status": Verb(LOOK, "show.status", "the daemons in a table", ANY, switches=("watch",)),
+    "status": Verb(
+        LOOK, "show.status", "the daemons in a table", ANY, switches=("watch", "memory")
+    ),
     "list": Verb(LOOK, "show.names", "the names of the daemons", ANY),
     "why": Verb(LOOK, "show.why", "what happened to a daemon, and what comes next", ONE),
     "logs": Verb(LOOK, "show.logs", "what it wrote", ONE, switches=("follow", "lines")),
@@ -135,6 +138,13 @@ class Call(Record):
     def timeout(self) -> float | None:
         """The seconds that may be waited for; None: any number of them."""
         return float(self.options["timeout"]) if "timeout" in self.options else None
+
+    @property
+    def end(self) -> float | None:
+        """The same as a point in time, of `time.monotonic`, if it begins now."""
+        from time import monotonic
+
+        return None if self.timeout is None else monotonic() + self.timeout
 
 
 def find_verb(words: Sequence[str]) -> int:
@@ -219,8 +229,21 @@ def _fail(call: Call, error: LowsuperError) -> int:
         failed = {"schema": 1, "ok": False, "error": error.code, "message": error.message}
         write(wire.encode(error.answer or failed) + "\n")
     else:
-        complain(error.message)
+        complain(error.message + _suggest(call, error))
     return exit_code(call, error)
+
+
+def _suggest(call: Call, error: ClientError) -> str:
+    """Return the nearest names for those that are unknown."""
+    if error.code != "unknown-name" or "did you mean" in error.message:
+        return ""
+    from lowsuper.units import nearest_name
+
+    with call.connect() as master:
+        known = list(master.status())
+    nearest = [nearest_name(name, known) for name in call.names if name not in known]
+    found = " or ".join(name for name in nearest if name)
+    return f"; did you mean {found}?" if found else ""
 
 
 def exit_code(call: Call, error: ClientError) -> int:

@@ -184,23 +184,19 @@ def format_changes(changes: dict[str, Any], *, color: bool = False) -> str:
 
 def shutdown(call: Call) -> int:
     """Stop everything; say on whom it waits."""
-    from time import monotonic
-
     from lowsuper.client import WaitTimeoutError
 
-    timeout = call.timeout
-    end = None if timeout is None else monotonic() + timeout
     with call.connect() as master:
         if call.has("no-block"):
             master.shutdown(kill=call.has("kill"), wait=False)
             return _done(call, {})
         teller = _Teller(call)
         try:
-            for answer in master.watch_shutdown(kill=call.has("kill"), end=end):
+            for answer in master.watch_shutdown(kill=call.has("kill"), end=call.end):
                 teller.take(answer)
         except WaitTimeoutError:
             words = "; ".join(teller.waiting) or "it has not ended"
-            raise WaitTimeoutError("timeout", f"after {timeout:g} s: {words}") from None
+            raise WaitTimeoutError("timeout", f"after {call.timeout:g} s: {words}") from None
     return _done(call, {})
 
 

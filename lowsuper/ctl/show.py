@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lowsuper.client import Daemon, Reasons
     from lowsuper.ctl import Call
 
+MANY = 200
+"""With more daemons than that, reading files about each takes longer than all the rest."""
+
 
 # status, list
 
@@ -55,7 +58,9 @@ def render_status(call: Call, answer: dict[str, Any]) -> tuple[str, list[Daemon]
     from lowsuper.ctl import table
 
     daemons = [Daemon(fields) for fields in answer["daemons"]]
-    rows = table.build_rows(daemons, answer["monotonic"], memory.read(daemons))
+    is_cheap = len(daemons) <= MANY or screen.is_terminal() or call.has("memory")
+    sizes = memory.read(daemons) if is_cheap else [None] * len(daemons)
+    rows = table.build_rows(daemons, answer["monotonic"], sizes)
     color = screen.wants_color(call.options.get("color", "auto"))
     return table.format_table(rows, color=color, width=screen.width()), daemons
 
@@ -210,8 +215,10 @@ def logs(call: Call) -> int:
     lines = None if count is None else int(count)
     with call.connect() as master:
         if call.has("follow"):
-            stream = master.stream_lines("logs", name=call.names[0], lines=lines, follow=True)
-            for line in stream:
+            name = call.names[0]
+            for line in master.stream_lines(
+                "logs", end=call.end, name=name, lines=lines, follow=True
+            ):
                 _put_lines(call, line, master.parse(line))
             return 0
         line = master.request_line("logs", name=call.names[0], lines=lines)
@@ -234,7 +241,7 @@ def _put_lines(call: Call, line: str, answer: dict[str, Any]) -> None:
 def events(call: Call) -> int:
     """Print what happens, one JSON object a line, until the master ends."""
     with call.connect() as master:
-        for line in master.stream_lines("events", names=call.names or None):
+        for line in master.stream_lines("events", end=call.end, names=call.names or None):
             if "event" in master.parse(line):
                 screen.write(line + "\n")
     return 0

@@ -68,7 +68,7 @@ def format_exit(last: Exit | None, now: float) -> str:
 def describe_note(daemon: Daemon, now: float) -> str:
     """Return what is worth to be said besides: when it is tried again, what it says of itself."""
     if daemon.next_try is not None:
-        return f"next try in {format_seconds(daemon.next_try - now)}"
+        return f"next try in {format_uptime(daemon.next_try - now + 0.999)}"
     if daemon.status_text:
         return clean(daemon.status_text)
     if daemon.state in _QUIET:
