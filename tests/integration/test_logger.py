@@ -147,7 +147,7 @@ def test_output_survives_the_log_process(masters, tmp_path, done):
         pid = wait_until(lambda: find_logger(tmp_path), "no log process")
         os.kill(pid, signal.SIGKILL)
         wait_gone(pid)
-        master.wait_line("the log process has ended")
+    master.wait_line("the log process has ended")
     wait_done(done)
     numbers = numbers_of(wait_lines(path, count))
     assert numbers == sorted(set(numbers)), "a line came twice or out of order"
@@ -258,10 +258,8 @@ def test_master_log_is_rotated_with_what_daemons_write(masters, tmp_path, done):
     )
     masters.begin(f"state-dir = {{T}}/state\n{text}", wrap_output=True)
     wait_done(done)
-    lines = wait_until(
-        lambda: [line for line in read_all(path) if b"ready:" in line] and wait_lines(path, 5000),
-        "no line of the master's",
-    )
+    lines = wait_lines(path, 5002)  # two of the master's: started, and ready
+    assert any(b"ready:" in line for line in lines)
     assert numbers_of(lines) == list(range(5000))
     assert len(list(tmp_path.glob("all.log.*"))) > 5
 
