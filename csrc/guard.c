@@ -250,17 +250,84 @@ static void remove_below(int dir_fd, int depth)
 	close(dir_fd);
 }
 
+/* Whether there is a cgroup below `parent_fd` besides the instance's. */
+static int has_others(const struct guard *guard)
+{
+	char buffer[2048] __attribute__((aligned(8)));
+	const int fd = openat(guard->parent_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	ssize_t size;
+	int others = 0;
+
+	while (fd >= 0 && (size = getdents64(fd, buffer, sizeof buffer)) > 0) {
+		for (ssize_t at = 0; at < size;) {
+			const struct dirent64 *entry = (const void *)(buffer + at);
+
+			at += entry->d_reclen;
+			if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
+				others++;
+		}
+	}
+	if (fd >= 0)
+		close(fd);
+	return others > 1;
+}
+
+/* Switch off the controllers for the children of a cgroup. */
+static void disable_controllers(int dir_fd, const char *path)
+{
+	char names[512];
+	char word[64] = "-";
+	const int fd = openat(dir_fd, path, O_RDWR | O_CLOEXEC);
+	const ssize_t size = fd < 0 ? 0 : pread(fd, names, sizeof names, 0);
+	size_t length = 1;
+
+	for (ssize_t i = 0; i < size; i++) {
+		if (names[i] != ' ' && names[i] != '\n') {
+			if (length < sizeof word)
+				word[length++] = names[i];
+			continue;
+		}
+		/* EBUSY: somebody below passes it on. */
+		if (length > 1 && write(fd, word, length) < 0)
+			errno = 0;
+		length = 1;
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+static int enter_parent(const struct guard *guard)
+{
+	const int fd = openat(guard->parent_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+	const int failed = fd >= 0 && write(fd, "0", 1) < 0 ? errno : 0;
+
+	if (fd >= 0)
+		close(fd);
+	return failed;
+}
+
 static void remove_cgroups(const struct guard *guard)
 {
 	static const char *const groups[] = { "dumb", "smart", "master" };
-	const int fd = openat(guard->parent_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+	const int smart_fd = openat(guard->instance_fd, "smart",
+				    O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	const int smart_lives = smart_fd >= 0 && is_live(smart_fd);
 
-	/* We may live in the master's leaf, which then is not empty. Where the directory above may
-	 * not hold processes (EBUSY) that leaf stays, and the next master removes it. */
-	if (fd >= 0) {
-		if (write(fd, "0", 1) < 0)
-			errno = 0;
-		close(fd);
+	if (smart_fd >= 0)
+		close(smart_fd);
+	/*
+	 * We may live in the master's leaf, which then is not empty. The directory above may not
+	 * hold processes (EBUSY) while its children have controllers: the master had enabled them
+	 * for limits, and left it. A smart daemon keeps its limits; the leaf stays then, as where
+	 * others have controllers there, and the next master removes it.
+	 */
+	if (enter_parent(guard) == EBUSY && !smart_lives) {
+		disable_controllers(guard->instance_fd, "dumb/cgroup.subtree_control");
+		disable_controllers(guard->instance_fd, "smart/cgroup.subtree_control");
+		disable_controllers(guard->instance_fd, "cgroup.subtree_control");
+		if (!has_others(guard))
+			disable_controllers(guard->parent_fd, "cgroup.subtree_control");
+		enter_parent(guard);
 	}
 	for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
 		const int group = openat(guard->instance_fd, groups[i],

@@ -186,6 +186,8 @@ def build_inner(spec: MasterSpec) -> MasterSpec:
         logto=None,
         logto2=None,
         touch_reload=(),
+        cgroup=None,  # the process outside has entered it, and this one with it
+        cgroup_settings=(),
         master_fifo=(),
         kill_domain=kill_domain,
         setns_socket=None,

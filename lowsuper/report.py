@@ -293,10 +293,10 @@ def _not_started(note: DaemonNotStarted) -> str:
 
 def _died(note: DaemonDied) -> str:
     what = f"{_pid(note.pid)}{format_status(note.status)} after {format_duration(note.age)}"
-    if note.oom and note.status is not None and note.status & 0x7F == SIGKILL:
-        what = f"{what}: out of memory ({note.oom})"
-    elif note.oom:
-        what = f"{what}; a part of it had been killed: out of memory ({note.oom})"
+    if note.oom:
+        was_it = note.status is None or note.status & 0x7F == SIGKILL
+        part = "" if was_it else "; a part of it had been killed"
+        what = f"{what}{part}: out of memory ({note.oom})"
     if note.left:
         return f"{what} and left processes behind: ending them first"
     if note.control:

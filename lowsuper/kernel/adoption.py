@@ -256,7 +256,7 @@ class Governor:
         """
         ward = self._wards[spec.name]
         ward.run, ward.life = run, life
-        if launch.leaf is not None:
+        if launch.rung == "cgroup":
             return
         ward.survives = launch.channel_fd < 0
         kind, keeper = "", None
@@ -397,7 +397,7 @@ class Governor:
         if ward.life is None:
             leaves = self._territory.open_leaves(ward.spec.name, ward.record)
             first = find_first(leaves) if ward.spec.daemonize else 0
-            keeper = -1 if leaves else self._territory.open_keeper(ward.record)
+            keeper, leaves = self._open_keeper(ward, leaves)
             if leaves or keeper >= 0:
                 self._begin(ward, leaves, keeper)
             opened = inspect.open_process(first) if first else None
@@ -413,7 +413,8 @@ class Governor:
         found = opened[1]
         if ward.life is None:
             leaves = self._territory.leaves_of(ward.spec.name, ward.record, found)
-            self._begin(ward, leaves, -1 if leaves else self._territory.open_keeper(ward.record))
+            keeper, leaves = self._open_keeper(ward, leaves)
+            self._begin(ward, leaves, keeper)
         assert ward.life is not None
         if ward.spec.daemonize:
             ward.written = found.id.pid
@@ -443,6 +444,19 @@ class Governor:
             self._save(ward, record)
         born = inspect.born_at(found.id.start)
         return Found(ward.run, found.id.pid, found.uid, found.gid, life.rung, born, why)
+
+    def _open_keeper(self, ward: Ward, leaves: list[Leaf]) -> tuple[int, list[Leaf]]:
+        """Return a pidfd of the keeper, or the leaves: a daemon is in one of the two domains.
+
+        One in a pid namespace may have a leaf for its limits; its domain is the namespace.
+        """
+        is_inner = ward.record is not None and ward.record.keeper_kind == "pidns"
+        keeper = self._territory.open_keeper(ward.record) if is_inner or not leaves else -1
+        if keeper < 0:
+            return -1, leaves
+        for leaf in leaves:
+            leaf.close()
+        return keeper, []
 
     def _begin(self, ward: Ward, leaves: list[Leaf], keeper: int) -> None:
         """Begin a life of what was found, in these leaves, or with this keeper, or in no domain.

@@ -3,11 +3,12 @@
     <the master's own cgroup>/lowsuper-INSTANCE/dumb/NAME.RUN     dies with the master
                                               /smart/NAME.RUN    outlives it
                                               /master           the master, if it drops to a user
+                                                                or sets limits
 
-No controller is enabled, so the rule against processes in inner cgroups is not touched, and a
-leaf is nothing but a set of processes with an off switch (`cgroup.kill`, Linux 5.14). The
-directory is locked (flock) while a master uses it: two masters of one configuration would sweep
-each other's daemons away.
+Unless limits are set (`kernel.controllers`) no controller is enabled, so the rule against
+processes in inner cgroups is not touched, and a leaf is nothing but a set of processes with an off
+switch (`cgroup.kill`, Linux 5.14). The directory is locked (flock) while a master uses it: two
+masters of one configuration would sweep each other's daemons away.
 
 Signals to the members of a leaf go through pidfds: the number is read, the pidfd opened, and the
 membership read again before anything is sent.
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 PREFIX = "lowsuper-"  # of the directory of an instance
+MASTER = "master"  # in it, for the master itself
 MAX_NAME = 200
 MAX_DEPTH = 16  # of cgroups that a daemon has made in its own
 SIGNALLED_AT_ONCE = 64  # processes, each of which takes a descriptor
@@ -58,11 +60,12 @@ def find_mount(mountinfo: str) -> tuple[str, str] | None:
         left, _, right = line.partition(" - ")
         if right.startswith("cgroup2 "):
             fields = left.split()
-            return _unescape(fields[4]), _unescape(fields[3])
+            return unescape(fields[4]), unescape(fields[3])
     return None
 
 
-def _unescape(path: str) -> str:
+def unescape(path: str) -> str:
+    """Return a path of mountinfo as it is."""
     for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(code, char)
     return path
@@ -82,8 +85,8 @@ def own_directory() -> str:
     Raises:
         UnsupportedError: there is no v2 hierarchy here, or not this process's part of it.
     """
-    mount = find_mount(_read_text("/proc/self/mountinfo"))
-    own = find_own(_read_text("/proc/self/cgroup"))
+    mount = find_mount(read_text("/proc/self/mountinfo"))
+    own = find_own(read_text("/proc/self/cgroup"))
     if mount is None or own is None:
         raise UnsupportedError("no cgroup v2 hierarchy is mounted")
     directory = _below_mount(mount, own)
@@ -92,7 +95,36 @@ def own_directory() -> str:
     return directory
 
 
-def _read_text(path: str) -> str:
+def home_directory(instance: str) -> str:
+    """Return where the directory of an instance is made: our own cgroup, as a rule.
+
+    A master that is in its own leaf came from two levels above. What systemd started in a subgroup
+    of a delegated unit (DelegateSubgroup) has the unit's, which holds no process.
+
+    Raises:
+        UnsupportedError: as `own_directory`.
+    """
+    own = own_directory()
+    leaf = f"/{PREFIX}{instance[:MAX_NAME]}/{MASTER}"
+    if own.endswith(leaf):
+        return own.removesuffix(leaf) or "/"
+    above = own.rpartition("/")[0]
+    return above if is_delegated(above) and not is_delegated(own) else own
+
+
+def is_delegated(path: str) -> bool:
+    """Return whether systemd has marked a cgroup as somebody else's business."""
+    for name in ("trusted.delegate", "user.delegate"):
+        try:
+            if os.getxattr(path, name) == b"1":
+                return True
+        except OSError:
+            continue  # it has none, or we may not see it
+    return False
+
+
+def read_text(path: str) -> str:
+    """Return the text of a file of proc(5)."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
 
@@ -109,7 +141,15 @@ class LockedError(LowsuperError):
 class Leaf:
     """The cgroup of one run. `directory_fd` is the leaf's own; `release` or `close` closes it."""
 
-    __slots__ = ("_events_fd", "_owns_parent", "_parent_fd", "directory_fd", "path")
+    __slots__ = (
+        "_events_fd",
+        "_ooms",
+        "_owns_parent",
+        "_parent_fd",
+        "directory_fd",
+        "limited",
+        "path",
+    )
 
     def __init__(
         self, path: str, directory_fd: int, parent_fd: int, *, owns_parent: bool = False
@@ -119,6 +159,8 @@ class Leaf:
         self.directory_fd, self._parent_fd = directory_fd, parent_fd
         self._owns_parent = owns_parent
         self._events_fd = -1
+        self._ooms = (0, 0)
+        self.limited = False  # it is for one run, and for no next one
 
     @property
     def id(self) -> int:
@@ -144,6 +186,23 @@ class Leaf:
             events_fd = os.open("cgroup.events", flags, dir_fd=self.directory_fd)
             self._events_fd = move_high(events_fd)
         return self._events_fd
+
+    def forget_ooms(self) -> None:
+        """Let `find_oom` be about what happens from now on."""
+        self._ooms = _count_ooms(self.directory_fd)
+
+    def find_oom(self) -> str:
+        """Return which memory was out when processes in it were killed for that; "": none was.
+
+        See memory.events in the kernel's cgroup-v2 document. Without the controller there is none.
+        """
+        killed, reached = _count_ooms(self.directory_fd)
+        if killed <= self._ooms[0]:
+            return ""
+        most = read_at(self.directory_fd, "memory.max").decode().strip()
+        if reached > self._ooms[1] and most.isdigit():
+            return f"memory.max {format_size(int(most))}"
+        return "of the machine, or of a cgroup above its own"
 
     def kill(self) -> None:
         """SIGKILL every process in it, frozen ones too; see cgroup.kill, Linux 5.14."""
@@ -301,9 +360,9 @@ class Tree:
         A process may be moved only by who can write cgroup.procs of the common ancestor, so the
         master itself moves below the delegated directory. See cgroups(7), "delegation".
         """
-        _make_directory("master", self.base_fd)
-        _write_at(self.base_fd, "master/cgroup.procs", b"0")
-        for directory in (".", "dumb", "smart", "master"):
+        _make_directory(MASTER, self.base_fd)
+        _write_at(self.base_fd, f"{MASTER}/cgroup.procs", b"0")
+        for directory in (".", "dumb", "smart", MASTER):
             for file in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
                 path = f"{directory}/{file}" if file else directory
                 os.chown(path, uid, gid, dir_fd=self.base_fd, follow_symlinks=False)
@@ -313,7 +372,7 @@ class Tree:
     def close(self, remove: bool) -> None:
         """Close, and with `remove` take the empty directories away."""
         if remove:
-            _remove_instance(self.name, self.base_fd, self.parent_fd)
+            remove_instance(self.name, self.base_fd, self.parent_fd)
         for fd in (self.dumb_fd, self.smart_fd, self.base_fd, self.parent_fd):
             os.close(fd)
 
@@ -422,7 +481,7 @@ def directory_of(path: str) -> str:
     Args:
         path: in the hierarchy, as in proc_pid_cgroup(5).
     """
-    mount = find_mount(_read_text("/proc/self/mountinfo"))
+    mount = find_mount(read_text("/proc/self/mountinfo"))
     if mount is None or not path.startswith("/") or path.startswith("/.."):
         return ""
     return _below_mount(mount, path) or ""
@@ -445,7 +504,7 @@ def open_leaf(path: str) -> Leaf | None:
     Args:
         path: absolute, as `Leaf.path` was.
     """
-    mount = find_mount(_read_text("/proc/self/mountinfo"))
+    mount = find_mount(read_text("/proc/self/mountinfo"))
     found = _find_leaf(path)
     if mount is None or found is None or found[0] != path or found[1].kind != "smart":
         return None
@@ -487,7 +546,7 @@ def open_tree(instance: str, patience: float = PATIENCE) -> Tree:
         UnsupportedError: this machine or sandbox does not let us; the text says why.
         LockedError: another master holds the lock.
     """
-    parent = own_directory()
+    parent = home_directory(instance)
     path = f"{parent.rstrip('/')}/{PREFIX}{instance[:MAX_NAME]}"
     try:
         parent_fd = os.open(parent, DIRECTORY)
@@ -569,7 +628,7 @@ def find_lock_holder(fd: int) -> int:
     status = os.fstat(fd)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     found = 0
-    for line in _read_text("/proc/locks").splitlines():
+    for line in read_text("/proc/locks").splitlines():
         fields = line.split()
         # "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF", and "1: -> ..." for who waits
         if fields[1] != "FLOCK" or fields[5].rpartition(":")[2] != str(status.st_ino):
@@ -610,7 +669,7 @@ def _remove(name: str, dir_fd: int, depth: int = 0) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     try:
-        if b"populated 1" in _read_at(directory_fd, "cgroup.events"):
+        if b"populated 1" in read_at(directory_fd, "cgroup.events"):
             return False
         for entry in os.scandir(directory_fd):
             if entry.is_dir(follow_symlinks=False):
@@ -620,11 +679,12 @@ def _remove(name: str, dir_fd: int, depth: int = 0) -> bool:
     return _remove(name, dir_fd)
 
 
-def _remove_instance(name: str, base_fd: int, parent_fd: int) -> None:
+def remove_instance(name: str, base_fd: int, parent_fd: int) -> None:
     """Remove the directories of an instance whose lock we have, as far as they are empty."""
-    # In "smart" daemons may live, in "master" the master itself; the guard tries again.
-    for group in ("dumb", "smart", "master"):
-        _remove(group, base_fd)
+    # In "smart" daemons may live, in "master" the master itself; the guard tries again. An empty
+    # leaf is left where a process of ours kept the daemon, not the leaf.
+    for group, depth in (("dumb", 0), ("smart", 1), (MASTER, 0)):
+        _remove(group, base_fd, depth)
     _remove(name, parent_fd)
 
 
@@ -637,7 +697,7 @@ def _remove_foreign(leaf: str) -> None:
         fds.append(os.open(parent, DIRECTORY))
         fds.append(os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=fds[0]))
         flock(fds[1], LOCK_EX | LOCK_NB)
-        _remove_instance(name, fds[1], fds[0])
+        remove_instance(name, fds[1], fds[0])
     except (FileNotFoundError, PermissionError, BlockingIOError):
         pass  # it is gone, not ours, or in use
     finally:
@@ -647,7 +707,7 @@ def _remove_foreign(leaf: str) -> None:
 
 def _members_below(directory_fd: int, depth: int) -> list[int]:
     """Return the pids of the processes in a cgroup and in those in it."""
-    pids = [int(line) for line in _read_at(directory_fd, "cgroup.procs").split()]
+    pids = [int(line) for line in read_at(directory_fd, "cgroup.procs").split()]
     for entry in os.scandir(directory_fd) if depth else ():
         if not entry.is_dir(follow_symlinks=False):
             continue
@@ -662,7 +722,25 @@ def _members_below(directory_fd: int, depth: int) -> list[int]:
     return pids
 
 
-def _read_at(dir_fd: int, path: str) -> bytes:
+def _count_ooms(directory_fd: int) -> tuple[int, int]:
+    """Return how often a process was killed for lack of memory, and how often the limit was met."""
+    events = {}
+    for line in read_at(directory_fd, "memory.events").decode().splitlines():
+        name, _, number = line.partition(" ")
+        events[name] = int(number)
+    return events.get("oom_kill", 0), events.get("oom", 0)
+
+
+def format_size(size: int) -> str:
+    """Return a size as people write it: `64M`; 4097 has no shorter name."""
+    for unit in ("", "k", "M", "G"):
+        if size < 1024 or size % 1024:
+            return f"{size}{unit}"
+        size //= 1024
+    return f"{size}T"
+
+
+def read_at(dir_fd: int, path: str) -> bytes:
     """Return the text of a file of a cgroup; empty if that has been removed."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd), "rb") as file:

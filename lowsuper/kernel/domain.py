@@ -19,13 +19,14 @@ from lowsuper.plan import EXEC, NSINIT, SHIM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lowsuper.kernel.cgroup import Leaf, Tree
+    from lowsuper.kernel.controllers import Place
     from lowsuper.kernel.guard import Guard
     from lowsuper.kernel.loop import Loop
     from lowsuper.kernel.spawn import Spawner
-    from lowsuper.model import DaemonSpec, MasterSpec
+    from lowsuper.model import CgroupSetting, DaemonSpec, MasterSpec
 
 COMMAND_LINE = "cmdline"
 PATIENCE_MS = 5000  # for a guard that was told to go
@@ -68,9 +69,31 @@ class Domains:
         """
         self._loop, self._spawner, self._children, self._say = loop, spawner, children, say
         self._tree: Tree | None = None
-        self._tried = self._delegated = False
+        self._tried = self._delegated = self._controlled = False
         self.self_write = False
         self._guard: Guard | None = None
+        self._place: Place | None = None
+
+    def begin(self, spec: MasterSpec) -> None:
+        """Enter the cgroup that the configuration wants the master in, and `prepare`.
+
+        Raises:
+            LowsuperError: it cannot be entered, or see `prepare`.
+        """
+        self._place = enter_place(spec)
+        try:
+            self.prepare(spec)
+        except LowsuperError:
+            self._leave()
+            raise
+
+    def renew(self, spec: MasterSpec) -> None:
+        """Do what a reload asks of the master's own cgroup.
+
+        Raises:
+            KernelError: it cannot be done.
+        """
+        renew_place(self._place, spec)
 
     def prepare(self, spec: MasterSpec) -> None:
         """Make the cgroup tree if a daemon will need it, and sweep what an earlier master left.
@@ -79,7 +102,9 @@ class Domains:
             InstanceRunsError: another master runs this configuration.
             UnsupportedError: kill-domain = cgroup was asked for and cannot be had.
         """
-        wanted = spec.kill_domain != "shim" and any(not daemon.ns_pid for daemon in spec.daemons)
+        wanted = spec.kill_domain != "shim" and any(
+            not daemon.ns_pid or daemon.cgroup for daemon in spec.daemons
+        )
         if not wanted or self._tried:
             return
         self._tried = True
@@ -101,6 +126,7 @@ class Domains:
         if found:
             self._say(f"killed what an earlier master left behind of {found} daemon(s)")
         self._tell_strangers(self._tree, spec)
+        self._enable(self._tree, spec)
         self._probe(self._tree)
 
     def _tell_strangers(self, tree: Tree, spec: MasterSpec) -> None:
@@ -115,6 +141,37 @@ class Domains:
                     f"({count} process{'' if count == 1 else 'es'}); left alone"
                 )
             leaf.close()
+
+    def _enable(self, tree: Tree, spec: MasterSpec) -> None:
+        """Enable the controllers of all limits, before anything runs that could be in the way.
+
+        What fails is told when a daemon is to have the limit.
+        """
+        settings = [setting for daemon in spec.daemons for setting in daemon.cgroup]
+        if not settings:
+            return
+        from lowsuper.kernel import controllers
+
+        self._controlled = True
+        try:
+            controllers.enable(tree, controllers.find_controllers(settings))
+        except KernelError:
+            return
+
+    def limit(self, leaf: Leaf, settings: Sequence[CgroupSetting]) -> None:
+        """Set the limits of a new leaf.
+
+        Raises:
+            KernelError: one of them cannot be set; the text says why, and the way out.
+        """
+        from lowsuper.kernel import controllers
+
+        assert self._tree is not None, "the leaf is in it"
+        leaf.limited = True
+        controllers.limit(self._tree, leaf.directory_fd, leaf.path, settings)
+        if not self._controlled:
+            self._controlled = True
+            self._probe(self._tree)  # the master may have moved
 
     def _probe(self, tree: Tree) -> None:
         """Find out whether a process can be born in its leaf.
@@ -138,7 +195,7 @@ class Domains:
         Raises:
             OSError: the rung that it should have cannot be had.
         """
-        if spec.ns_pid:
+        if spec.ns_pid and not spec.cgroup:
             return "pidns", NSINIT if spec.ns_init else EXEC
         try:
             self.prepare(master)
@@ -146,6 +203,14 @@ class Domains:
             # Only after a reload that needs cgroups for the first time; tried again with the next.
             self._tried = False
             raise KernelError("kill-domain", EBUSY, str(error)) from error
+        if self._tree is None and spec.cgroup:
+            from lowsuper.kernel import controllers
+
+            file = spec.cgroup[0].file
+            why = controllers.explain_absent(file.partition(".")[0]) or "no cgroup can be made here"
+            raise KernelError("cgroup", EOPNOTSUPP, f"{file} = {spec.cgroup[0].value}", why)
+        if spec.ns_pid:
+            return "pidns", NSINIT if spec.ns_init else EXEC
         if self._tree is None and master.kill_domain == "cgroup":
             raise KernelError("kill-domain", EOPNOTSUPP, "cgroup")
         if self._tree is None or master.kill_domain == "shim":
@@ -222,7 +287,56 @@ class Domains:
             self._children.pop(guard.pid, None)
             self._forget_guard(guard)
         if self._tree is not None:
-            self._tree.close(remove=not self._delegated)
+            self._close_tree(self._tree)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._place is not None:
+            leave_place(self._place, self._say)
+
+    def _close_tree(self, tree: Tree) -> None:
+        if self._controlled and not self._delegated:
+            from lowsuper.kernel import controllers
+
+            try:
+                controllers.withdraw(tree)
+            except KernelError as error:
+                self._say(str(error))
+        tree.close(remove=not self._delegated)
+
+
+def enter_place(spec: MasterSpec) -> Place | None:
+    """Enter the cgroup that a configuration names; None: it names none.
+
+    Raises:
+        KernelError: it cannot be entered.
+    """
+    if spec.cgroup is None:
+        return None
+    from lowsuper.kernel.controllers import Place
+
+    return Place(spec, instance_id(spec))
+
+
+def renew_place(place: Place | None, spec: MasterSpec) -> None:
+    """Do what a reload asks of the master's own cgroup.
+
+    Raises:
+        KernelError: it cannot be done.
+    """
+    if place is not None:
+        place.renew(spec)
+    elif spec.cgroup is not None:
+        advice = "no reload moves the master to another cgroup: stop, and start again"
+        raise KernelError("cgroup", EBUSY, spec.cgroup, advice)
+
+
+def leave_place(place: Place, say: Callable[[str], None]) -> None:
+    """Leave it, at the end."""
+    try:
+        place.leave()
+    except OSError as error:
+        say(str(error))
 
 
 def _wait_for(pidfd: int) -> None:

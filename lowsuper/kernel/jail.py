@@ -60,6 +60,7 @@ from lowsuper.jail import (
     SignalJail,
 )
 from lowsuper.kernel import accounts, mount, native, process, root
+from lowsuper.kernel.domain import enter_place, leave_place, renew_place
 from lowsuper.kernel.fifo import MasterFifo
 from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import READ, Loop
@@ -214,6 +215,7 @@ class Warden:
         self._use(spec)
         self._fifo.use(spec.master_fifo)
         self._share_namespaces(spec)
+        self._cgroup = enter_place(spec)
 
     def run(self) -> int:
         """Run until the jail has ended for good; return the exit code."""
@@ -243,6 +245,8 @@ class Warden:
             self._share.close()
         self._watcher.close()
         self._spawner.close()
+        if self._cgroup is not None:
+            leave_place(self._cgroup, self.say_line)
         self._log.drain()
         self._loop.close()
         for fd in (self._null_fd, self._own_ns, self._own_pidfd):
@@ -469,6 +473,12 @@ class Warden:
     def _reload(self) -> None:
         spec = self._load()
         if spec is None:
+            self._queue.append(LoadRefused())
+            return
+        try:
+            renew_place(self._cgroup, spec)
+        except KernelError as error:
+            self.say_line(f"{error}; nothing was changed")
             self._queue.append(LoadRefused())
             return
         self._use(spec)

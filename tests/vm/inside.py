@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 SCALE = 10.0
-DEADLINE = 6.0 * SCALE
+DEADLINE = 2.0 * SCALE
 
 PORT = int(os.environ.get("LOWSUPER_VM_PORT", "-1"))
 """Of the port for results, which only one can open at a time: init has it, and hands it down."""
@@ -65,30 +65,51 @@ class Master:
                 self._seen += 1
                 if match := re.search(pattern, self.lines[self._seen - 1]):
                     return match
-            ready, _, _ = select.select([self._out], [], [], max(0.0, ends - time.monotonic()))
-            data = os.read(self._out.fileno(), 65536) if ready else b""
-            if not data:
+            if not self._read(ends - time.monotonic()):
                 raise AssertionError(f"no line with {pattern!r} in:\n" + "\n".join(self.lines))
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            for line in lines:
-                self.lines.append(line.decode("utf-8", "replace"))
-                print(self.lines[-1], flush=True)  # noqa: T201  # for the console's log
+
+    def wait_said(self, pattern: str) -> re.Match:
+        """Return the first match of all its lines, also of those before; consumes nothing."""
+        seen, self._seen = self._seen, 0
+        try:
+            return self.wait_line(pattern)
+        finally:
+            self._seen = seen
 
     def wait_started(self, name: str) -> int:
         """Return the pid of the daemon's next start."""
         return int(self.wait_line(rf"lowsuper: {re.escape(name)}: started, pid (\d+),")[1])
+
+    def pid_of(self, name: str) -> int:
+        """Return the pid of the daemon's last start so far, or of its first."""
+        pattern = rf"lowsuper: {re.escape(name)}: started, pid (\d+),"
+        self.wait_said(pattern)
+        return int(re.findall(pattern, "\n".join(self.lines))[-1])
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Return its exit status, having read to the end of its output."""
-        try:
-            self.wait_line("(?!)")
-        except AssertionError:
-            return self._process.wait(DEADLINE)
-        raise AssertionError("matched nothing")
+        """Return its exit status; what it wrote until then is in `lines`."""
+        pidfd = os.pidfd_open(self.pid)
+        ready, _, _ = select.select([pidfd], [], [], DEADLINE)
+        os.close(pidfd)
+        assert ready, "the master did not end:\n" + "\n".join(self.lines)
+        # Daemons that it leaves running may hold its output.
+        while self._read(0.0):
+            pass
+        return self._process.wait()
+
+    def _read(self, timeout: float) -> bool:
+        """Take what comes within that time; False: nothing did, or never will."""
+        ready, _, _ = select.select([self._out], [], [], max(0.0, timeout))
+        data = os.read(self._out.fileno(), 65536) if ready else b""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self.lines.append(line.decode("utf-8", "replace"))
+            print(self.lines[-1], flush=True)  # noqa: T201  # for the console's log
+        return bool(data)
 
     def stop(self) -> int:
         """Stop it; return its exit status."""
