@@ -26,7 +26,7 @@ from lowsuper.events import (
     SpawnFailed,
     Unseen,
 )
-from lowsuper.machine import Down, Stopping
+from lowsuper.machine import Down, Over, Stopping
 from lowsuper.machine.states import AGAIN, CRASHED, UNREADY
 from lowsuper.master import STOPPING
 from lowsuper.units import SECOND
@@ -554,7 +554,7 @@ class Governor:
 
     def audit(self) -> None:
         for name, state in self.world.supervisor.states.items():
-            if isinstance(state, Down):
+            if isinstance(state, Down | Over):
                 self.world.rule(name not in self.lives, f"{name} is down but held")
         held = set(self.host.locked_by(self.world))
         wanted = {

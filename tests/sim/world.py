@@ -30,7 +30,7 @@ from lowsuper.events import (
     Timer,
     Touched,
 )
-from lowsuper.machine import Down, Starting, Up
+from lowsuper.machine import Down, Over, Starting, Up
 from lowsuper.machine.states import ASKING, DOUBTING
 from lowsuper.master import ENDED
 from lowsuper.model import Command, DaemonSpec, Exec, Hook, MasterSpec, Origin, fill_in
@@ -211,7 +211,7 @@ class World:
     def _audit(self) -> None:
         states = self.supervisor.states
         for name, state in states.items():
-            if isinstance(state, Down):
+            if isinstance(state, Down | Over):
                 self.rule(name not in self.timers, f"{name} is down but has a timer")
                 run = self.runs.get(name)
                 self.rule(run is None or run.empty, f"{name} is down but not empty")
@@ -220,7 +220,7 @@ class World:
                 self.rule((name in self.timers) == doubting, f"the timer of {name}, which is up")
                 self.rule(state.doubted != ASKING, f"{name} was not answered")
         self.governor.audit()
-        alive = sum(not isinstance(state, Down) for state in states.values())
+        alive = sum(not isinstance(state, Down | Over) for state in states.values())
         self.rule(self.supervisor.master.alive == alive, f"alive should be {alive}")
 
     def rule(self, holds: bool, text: str) -> None:

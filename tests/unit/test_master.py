@@ -10,6 +10,7 @@ from lowsuper import events, master
 from lowsuper.events import (
     AllStarted,
     Announce,
+    Applied,
     Asked,
     Boot,
     DaemonConcluded,
@@ -993,6 +994,10 @@ EVENTS = (
     Asked("reload"),
     Asked("shutdown"),
     Asked("kill"),
+    Asked("apply"),
+    Applied(("a",), (), ()),
+    Applied((), ("a", "gone"), ()),
+    Applied((), (), ("a",)),
 )
 
 

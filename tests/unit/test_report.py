@@ -37,6 +37,7 @@ from lowsuper.events import (
     HookFailed,
     HookPrints,
     HookRuns,
+    MasterApplies,
     MasterEnds,
     MasterIgnores,
     MasterKills,
@@ -314,6 +315,11 @@ LINES = [
     (MasterKills("SIGINT"), "SIGINT again: SIGKILL to everything"),
     (MasterReloads("SIGHUP", False), "SIGHUP: reloading"),
     (MasterReloads("master-fifo R", True), "master-fifo R: reloading without waiting for anybody"),
+    (
+        MasterApplies(("a", "b"), ("c",), ("d",)),
+        "apply: added a, b; removed c; changed d",
+    ),
+    (MasterApplies((), (), ()), "apply: no daemon differs"),
     (MasterReloaded(3 * SECOND), "reloaded in 3 s"),
     (
         MasterIgnores("reload (SIGHUP)", "it is stopping"),
