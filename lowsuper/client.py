@@ -41,6 +41,7 @@ ALL = "*"
 
 _AT_REST = frozenset(("stopped", "failed", "done"))
 _CHUNK = 1 << 18
+_MANY = 500  # names in a request; it may not have 1,000
 _GONE = (ECONNRESET, EPIPE)
 
 
@@ -154,7 +155,7 @@ class Daemon(_Object):
 class Reasons(Daemon):
     """What `why` tells: a daemon, how it came to that, and what comes next."""
 
-    failure: Any = None  # of the last start: a text, or an object with `line`
+    failure: str | None = None  # of the last start
     lines: list[str] = []  # noqa: RUF012  # the last ones that it wrote; never changed here
     history: list[Fields] = []  # noqa: RUF012  # the last notes: monotonic, time, line
     decision: str = ""  # whether and when it is started again, and why
@@ -440,9 +441,9 @@ class Client:
         Raises:
             WaitTimeoutError: something is left.
         """
-        found = self.request("stop", names=_list(names))["names"]
+        self.request("stop", names=_list(names))
         if wait:
-            self.wait(found, "stopped", timeout=timeout)
+            self.wait(names, "stopped", timeout=timeout)
 
     def reload(self, names: Names = ()) -> None:
         """Let the master read its configuration again, or tell daemons to reload theirs.
@@ -560,9 +561,7 @@ class Client:
     def _still_coming(self, names: list[str], runs: dict[str, int], *, is_new: bool) -> list[str]:
         """Return those of the names that are neither up nor have failed."""
         rest: list[str] = []
-        if not names:
-            return rest
-        for daemon in self.status(names).values():
+        for daemon in self._ask_of(names):
             has_run = daemon.run > runs.get(daemon.name, 0)
             if daemon.state == "failed" or (
                 has_run and daemon.state in ("backoff", "stopped", "stopping")
@@ -573,13 +572,26 @@ class Client:
                 rest.append(daemon.name)
         return rest
 
+    def _ask_of(self, names: list[str]) -> list[Daemon]:
+        """Return daemons by their exact names, however many there are."""
+        if not names:
+            return []
+        wanted = set(names)
+        found = self.status(names if len(names) <= _MANY else ())
+        return [daemon for daemon in found.values() if daemon.name in wanted]
+
     def _failed_words(self, daemon: Daemon) -> str:
-        if daemon.exit is None or not daemon.exit.status:
-            return f"{daemon.name} did not come up: {daemon.words}"
-        return f"{daemon.name} did not come up: it {daemon.exit.status}; {daemon.words}"
+        failure = self.why(daemon.name).failure
+        if failure:
+            words = str(failure).removeprefix(f"{daemon.name}: ")
+        elif daemon.exit is not None and daemon.exit.status:
+            words = f"{daemon.exit.status}; {daemon.words}"
+        else:
+            words = daemon.words
+        return f"{daemon.name} did not come up: {words}"
 
     def _not_in_time(self, names: list[str], timeout: float | None) -> WaitTimeoutError:
-        words = "; ".join(f"{each.name}: {each.words}" for each in self.status(names).values())
+        words = "; ".join(f"{each.name}: {each.words}" for each in self._ask_of(names))
         return WaitTimeoutError("timeout", f"not ready after {timeout:g} s: {words}")
 
 

@@ -191,17 +191,11 @@ def _why_rows(reasons: Reasons, now: float) -> list[tuple[str, str]]:
         ("says", reasons.status_text or ""),
         ("restarts", str(reasons.restarts)),
         ("last exit", last),
-        ("failure", _failure_words(reasons.failure)),
+        ("failure", reasons.failure or ""),
         ("next try", next_try),
         ("decision", reasons.decision),
     ]
     return [(head, screen.clean(text)) for head, text in rows]
-
-
-def _failure_words(failure: object) -> str:
-    if isinstance(failure, dict):
-        return str(failure.get("line") or failure.get("words") or failure.get("message") or "")
-    return "" if failure is None else str(failure)
 
 
 # logs, events
@@ -268,9 +262,12 @@ def put_daemons(call: Call, daemons: Iterable[Daemon]) -> None:
     if call.has("json"):
         put_json({"daemons": [fields_of(daemon) for daemon in daemons]})
         return
-    screen.write(
-        "".join(f"{screen.clean(each.name)}: {screen.clean(each.words)}\n" for each in daemons)
-    )
+    screen.write("".join(f"{screen.clean(_line_of(each))}\n" for each in daemons))
+
+
+def _line_of(daemon: Daemon) -> str:
+    who = f", pid {daemon.pid}" if daemon.pid else ""
+    return f"{daemon.name}: {daemon.words}{who}"
 
 
 def fields_of(daemon: Daemon) -> dict[str, object]:
