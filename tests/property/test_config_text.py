@@ -205,10 +205,15 @@ def test_every_key_means_the_same_in_a_line_and_in_a_section(key):
         "requires": "y",
         "wants": "y",
         "after": "y",
+        "restart": "never",
+        "on_give_up": "exit",
+        "log": "/var/log/x",
+        "log_maxsize": "1m",
         "cgroup_cpu_max": "5000 20000",
     }.get(key.names[0] if key.names[0].startswith(("rlimit_", "cgroup_")) else key.field, "1")
     for name in key.names:
         more = ",ready=pidfile" if name == "start_timeout" else ""
+        more = ",log=/var/log/x" if name.startswith("log_") else more
         first = f"attach-daemon2 = cmd=x,name=x,pidfile=/p{more},{name}={value}\n"
         line = read_all(f"[uwsgi]\n{first}attach-daemon2 = cmd=y,name=y\n")
         more = more.replace(",", "\n")
