@@ -181,7 +181,15 @@ def _run_claimed(
     reload = _reloader(load, log, background, start, spec.jail is not None)
     prepared = ready if spec.daemonize else _nothing
     if spec.jail is None:
-        return _supervise(spec, log, reload, announce, prepared=prepared, claim=claimed)
+        return _supervise(
+            spec,
+            log,
+            reload,
+            announce,
+            prepared=prepared,
+            claim=claimed,
+            preview=lambda: load(True),
+        )
     from lowsuper.kernel.jail import Warden
 
     warden = Warden(spec, log, reload, announce, _supervise)
@@ -200,6 +208,7 @@ def _supervise(
     null_fd: int = -1,
     prepared: Callable[[], None] = _nothing,
     claim: Claim | None = None,
+    preview: Callable[[], MasterSpec] | None = None,
 ) -> int:
     """Run a master in this process until it has ended; see `kernel.world`."""
     from lowsuper.events import Boot
@@ -207,7 +216,15 @@ def _supervise(
     from lowsuper.supervisor import Supervisor
 
     world = World(
-        spec, log, load, announce, spawner=spawner, watch=watch, null_fd=null_fd, claim=claim
+        spec,
+        log,
+        load,
+        announce,
+        spawner=spawner,
+        watch=watch,
+        null_fd=null_fd,
+        claim=claim,
+        preview=preview,
     )
     prepared()
     supervisor = Supervisor(spec, world)

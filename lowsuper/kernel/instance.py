@@ -50,6 +50,8 @@ PAUSE = 0.01
 MAX_TEXT = 8192
 TIMER = "door\0"  # no daemon has a name with such a character
 AGAIN: Ns = 50_000_000
+RESTING = "rest\0"
+REST: Ns = 1_000_000_000
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -410,6 +412,16 @@ class Door:
             return
         self._watch()
 
+    def rest(self) -> None:
+        """Let nobody in for a second, as there are no descriptors left for that."""
+        if self.socket is not None:
+            self._loop.unwatch(self.socket.fileno())
+            self._loop.set_timer(RESTING, self._loop.now() + REST, self._open_again)
+
+    def _open_again(self) -> None:
+        if self.socket is not None:
+            self._loop.watch(self.socket.fileno(), 1, self._callback)
+
     def _open_place(self, path: str | None) -> int:
         """Return a descriptor of the directory of the socket file."""
         self._name = self.path.rpartition("/")[2]
@@ -452,6 +464,7 @@ class Door:
             listener.close()
             raise
         if self.socket is not None:
+            self._loop.cancel_timer(RESTING)
             self._loop.unwatch(self.socket.fileno())
             self.socket.close()
         self.socket, self._made = listener, (status.st_dev, status.st_ino)

@@ -114,6 +114,7 @@ _ACCOUNTS = ("/etc/passwd", "/etc/group")
 PRELOAD = (
     "resource",
     "select",
+    "lowsuper.kernel.answers",
     "lowsuper.kernel.world",
     "lowsuper.supervisor",
 )

@@ -35,6 +35,7 @@ class Log:
         self._encode: Callable[[object], str] | None = None
         self._choose(date_format, line_format)
         self.path: str | None = None  # absolute, of the log file
+        self.tap: list[str] | None = None  # gets all lines besides, while somebody asks for them
         self.is_poured = False  # the log process writes to it: see `pour`
         self._sink = Sink(2)
 
@@ -51,6 +52,8 @@ class Log:
 
     def put(self, line: str, **more: str) -> None:
         """Add one line; it is written by `flush`. `more` is for those who read JSON."""
+        if self.tap is not None:
+            self.tap.append(line)
         if self._encode is not None:
             now = time.time_ns()
             when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 1_000_000_000))

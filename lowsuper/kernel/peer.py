@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lowsuper.plan import Identity
 
 SOL_SOCKET, SO_PEERGROUPS = 1, 59
-MOST_GROUPS = 65536  # NGROUPS_MAX of Linux
+MOST_BYTES = 1024  # all that getsockopt of Python takes
 _GID = Struct("I")
 
 
@@ -33,7 +33,11 @@ class Peer(Record):
 
     pid: int  # 0: it is in another pid namespace
     uid: int
-    groups: frozenset[int]
+    verbs: frozenset[str] | None  # what it may ask; None: everything
+
+    def permits(self, verb: str) -> bool:
+        """Return whether it may ask this."""
+        return self.verbs is None or verb in self.verbs
 
 
 class Rights(Record):
@@ -43,13 +47,16 @@ class Rights(Record):
     users: tuple[tuple[int, tuple[str, ...]], ...] = ()
     groups: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
-    def permits(self, peer: Peer, verb: str) -> bool:
-        """Return whether a peer may ask this."""
-        if peer.uid in self.owners:
-            return True
-        return any(peer.uid == uid and verb in verbs for uid, verbs in self.users) or any(
-            gid in peer.groups and verb in verbs for gid, verbs in self.groups
-        )
+    def verbs_of(self, uid: int, groups: frozenset[int]) -> frozenset[str] | None:
+        """Return what a user with these groups may ask; None: everything."""
+        if uid in self.owners:
+            return None
+        verbs: list[str] = []
+        for number, allowed in self.users:
+            verbs += allowed if number == uid else ()
+        for number, allowed in self.groups:
+            verbs += allowed if number in groups else ()
+        return frozenset(verbs)
 
 
 def resolve_rights(spec: MasterSpec, identity: Identity | None = None) -> Rights:
@@ -99,15 +106,15 @@ def _resolve(spec: MasterSpec, key: str, who: str) -> int:
         raise PlanError(error.problem.replace(origin=origin)) from None
 
 
-def identify(connected: socket) -> Peer:
+def identify(connected: socket, rights: Rights) -> Peer:
     """Return who has connected.
 
     Raises:
         OSError: it is gone.
     """
     pid, uid, gid = read_peer(connected)
-    if uid == 0:
-        return Peer(pid, uid, frozenset((gid,)))
-    data = connected.getsockopt(SOL_SOCKET, SO_PEERGROUPS, 1024)
-    groups = {gid, *(each[0] for each in _GID.iter_unpack(data))}
-    return Peer(pid, uid, frozenset(groups))
+    groups = {gid}
+    if uid not in rights.owners:
+        data = connected.getsockopt(SOL_SOCKET, SO_PEERGROUPS, MOST_BYTES)
+        groups.update(each[0] for each in _GID.iter_unpack(data))
+    return Peer(pid, uid, rights.verbs_of(uid, frozenset(groups)))

@@ -14,7 +14,8 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from time import monotonic_ns
 
 from lowsuper import report
-from lowsuper.errors import KernelError, LowsuperError
+from lowsuper.chronicle import Chronicle
+from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
 from lowsuper.events import (
     DaemonReaped,
     Emptied,
@@ -59,11 +60,14 @@ if TYPE_CHECKING:
 
     from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed, Unseen
     from lowsuper.kernel.adoption import Governor
+    from lowsuper.kernel.answers import MasterAnswers
     from lowsuper.kernel.attendance import Attendance
     from lowsuper.kernel.cgroup import Leaf
+    from lowsuper.kernel.control import Server
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.logger import Logger
+    from lowsuper.kernel.peer import Rights
     from lowsuper.kernel.setns import Share
     from lowsuper.kernel.smart import SmartLife
     from lowsuper.kernel.tail import Follower
@@ -96,6 +100,7 @@ class World:
         watch: tuple[int, Callable[[], None]] | None = None,
         null_fd: int = -1,
         claim: Claim | None = None,
+        preview: Callable[[], MasterSpec] | None = None,
     ) -> None:
         """Prepare everything that the first start needs.
 
@@ -108,6 +113,7 @@ class World:
             watch: a descriptor, and what is called whenever it is readable.
             null_fd: /dev/null, which a jail may not have; -1: to be opened here.
             claim: what makes it the only master of its kind; None: others take care of that.
+            preview: reads the configuration again and changes nothing; None: others do that.
 
         Raises:
             LowsuperError: this machine lacks something, or another master is in the way.
@@ -137,6 +143,10 @@ class World:
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
         self._smart: Governor | None = None
+        self.chronicles: dict[str, Chronicle] = {}
+        self._server: Server | None = None
+        self._answers: MasterAnswers | None = None
+        self._rights: Rights | None = None
         self._attending: Attendance | None = None
         self._claim = claim
         self._runner: Hooks | None = None
@@ -154,7 +164,10 @@ class World:
         except KernelError:
             self._domains.close()
             raise
+        self._claim, self._preview = claim, preview
         self._door = None if claim is None else self._open_door(spec, claim)
+
+    # The control socket.
 
     def _open_door(self, spec: MasterSpec, claim: Claim) -> Door:
         """Listen at the control socket."""
@@ -169,6 +182,47 @@ class World:
 
     def _on_knock(self) -> None:
         """Let somebody in who wants to ask or to steer."""
+        door = self._door
+        if door is not None and door.socket is not None and not self.server.accept(door.socket):
+            door.rest()
+
+    @property
+    def server(self) -> Server:
+        """What serves the clients of the control socket; until one comes it costs nothing."""
+        if self._server is None:
+            from lowsuper.kernel.answers import MasterAnswers
+            from lowsuper.kernel.control import Server
+
+            name = None if self._claim is None else self._claim.name
+            self._answers = MasterAnswers(self._loop, self._supervisor, self, name=name)
+            self._server = Server(self._loop, self._answers, self._find_rights)
+        return self._server
+
+    def _find_rights(self) -> Rights:
+        """Return who may ask what."""
+        if self._rights is None:
+            from lowsuper.kernel.peer import resolve_rights
+
+            spec = self._supervisor.spec
+            self._rights = resolve_rights(spec, resolve_master(spec))
+        return self._rights
+
+    def leaf_of(self, name: str) -> str | None:
+        """Return the directory of a daemon's cgroup; None: it has none."""
+        life = self._lives.get(name)
+        leaf = None if life is None or life.over else life.leaf
+        return None if leaf is None else leaf.path
+
+    def preview(self) -> MasterSpec:
+        """Read the configuration again, and change nothing.
+
+        Raises:
+            ConfigError, PlanError: it is wrong.
+            UnsupportedError: it cannot be read from here.
+        """
+        if self._preview is None:
+            raise UnsupportedError("the configuration is outside of the jail")
+        return self._preview()
 
     def run(self, supervisor: Supervisor) -> int:
         """Run until the master has finished; return the exit code."""
@@ -217,6 +271,8 @@ class World:
         if self._attending is not None:
             self._attending.close()
         self._domains.close()
+        if self._server is not None:
+            self._server.close()
         if self._door is not None:
             self._door.close()
         self._watcher.close()
@@ -254,8 +310,14 @@ class World:
     def say(self, note: Note) -> None:
         """Tell the operator."""
         more = {"event": type(note).__name__}
+        name: str | None = None
         if "name" in note.__match_args__:
-            more["daemon"] = note.name  # type: ignore[union-attr]  # those that have one
+            name = more["daemon"] = note.name  # type: ignore[union-attr]  # those that have one
+            if name not in self.chronicles:
+                self.chronicles[name] = Chronicle()
+            self.chronicles[name].record(note, monotonic_ns())
+        if self._answers is not None:
+            self._answers.noted(name, note)
         self._log.put(report.format_note(note), **more)
 
     def say_line(self, line: str) -> None:
@@ -486,6 +548,8 @@ class World:
 
     def moved(self, name: str, state: State) -> None:
         """Take note that a daemon is in another state now."""
+        if self._answers is not None:
+            self._answers.moved(name, state)
         if self._attending is not None:
             self._attending.moved(name, state)
 
@@ -592,6 +656,15 @@ class World:
 
     def load(self) -> MasterSpec | None:
         """Read the files again; None when they are bad, which was said."""
+        lines: list[str] = []
+        self._log.tap = lines
+        spec = self._load_whole()
+        self._log.tap = None
+        if self._answers is not None:
+            self._answers.loaded(spec, lines)
+        return spec
+
+    def _load_whole(self) -> MasterSpec | None:
         spec = self._load()
         if spec is None:
             return None
@@ -605,6 +678,7 @@ class World:
 
     def use(self, spec: MasterSpec) -> None:
         """Adopt a new configuration: identities, environment, directory, logs, watched files."""
+        self._rights = None
         self._adopt(spec)
         if self._dropped or resolve_master(spec) is None:
             self._use_logs(spec)
@@ -691,6 +765,11 @@ class World:
     def drop_privileges(self, spec: MasterSpec) -> None:
         """Become the configured user for good."""
         import traceback  # noqa: F401  # the user may not be allowed to read the library
+
+        if self._door is not None and self._door.socket is not None:
+            import lowsuper.kernel.answers
+            import lowsuper.kernel.peer
+            import lowsuper.kernel.tail  # noqa: F401  # as before
 
         identity = resolve_master(spec)
         if identity is None:

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "report": "errors events machine units",
     "plan": "record units",
     "command": "model record",
+    "control": "changes chronicle events machine model record report units wire",
     "config": "command errors model record units config",
     "jail": "backoff events model record report units",
     # The world.
@@ -41,6 +42,9 @@ MAY_IMPORT = {
     "kernel.source": "config",
     "kernel.instance": "errors model record units kernel",
     "kernel.peer": "errors model plan record kernel",
+    "kernel.control": "control errors units kernel",
+    "kernel.answers": "changes chronicle control errors events machine master model record report"
+    " supervisor units wire kernel",
     "kernel.deeds": "errors model kernel",
     "kernel.hooks": "errors events model plan units kernel",
     "kernel.surroundings": "errors events model plan",
@@ -57,7 +61,7 @@ MAY_IMPORT = {
     "kernel.notify": "errors events units kernel",
     "kernel.readiness": "command errors events plan record units kernel",
     "kernel.vantage": "plan kernel",
-    "kernel.world": "errors events model plan report kernel",
+    "kernel.world": "chronicle errors events model plan report kernel",
     "kernel.adoption": "errors events identity kernel",
     "kernel.smart": "events identity units kernel",
     "kernel.territory": "identity kernel",
