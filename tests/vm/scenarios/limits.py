@@ -239,5 +239,58 @@ def dropped():
     inside.tell(dropped_code=code)
 
 
+def systemd():
+    """What systemd has not delegated is left alone, and what it has is used."""
+    Path("/run/systemd/system").mkdir(parents=True)
+    text = "[daemon:web]\ncommand = sleep 3600\ncgroup_memory_max = 24M\n"
+    unit = made("unit.service", "memory")
+    master = Master(text, prefix=within(unit), name="unit")
+    inside.tell(unit=master.wait_line("web: cgroup .*")[0], unit_own=str(cgroup_of(master.pid)))
+    master.stop()
+
+    os.setxattr(unit, "user.delegate", b"1")
+    master = Master(text, prefix=within(unit), name="unit")
+    web = master.wait_started("web")
+    inside.tell(delegated=read(cgroup_of(web), "memory.max"), delegated_code=master.stop())
+
+    subgroup = unit / "main"
+    subgroup.mkdir()
+    master = Master(text, prefix=within(subgroup), name="unit")
+    web = master.wait_started("web")
+    inside.tell(
+        subgroup=[str(cgroup_of(master.pid).relative_to(unit)), cgroup_of(web).parents[2].name],
+        subgroup_code=master.stop(),
+        subgroup_left=trace(unit)[0],
+    )
+
+
+def jail():
+    """A master in another root is in the cgroup that was entered outside."""
+    root = Path("/srv/jail")
+    (root / "bin").mkdir(parents=True)
+    for name in ("dev", "proc"):
+        (root / name).mkdir()
+    (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (root / "bin/busybox").chmod(0o755)
+    before = Path("/proc/self/mountinfo").read_text()
+    master = Master(
+        "cgroup = /sys/fs/cgroup/jail\ncgroup-opt = pids.max=50\n"
+        f"chroot = {root}\nattach-daemon = /bin/busybox sleep 3600\n",
+        name="jail",
+    )
+    daemon = master.pid_of("busybox")
+    inside.tell(
+        jail=[
+            cgroup_of(master.pid).name,
+            cgroup_of(daemon).name,
+            os.readlink(f"/proc/{daemon}/root"),
+        ],
+        pids=read(cgroup_of(daemon), "pids.max"),
+        jail_code=master.stop(),
+        jail_left=(ROOT / "jail").exists(),
+        mounts=Path("/proc/self/mountinfo").read_text() == before,
+    )
+
+
 for name in sys.argv[1:]:
     globals()[name]()
