@@ -202,6 +202,12 @@ int lowsuper_set_child_subreaper(int on)
 	return result_of(prctl(PR_SET_CHILD_SUBREAPER, (unsigned long)on, 0, 0, 0));
 }
 
+/* Of this process, and of what it executes. See PR_CAP_AMBIENT(2const); Linux 4.3. */
+int lowsuper_raise_ambient(int cap)
+{
+	return result_of(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, (unsigned long)cap, 0, 0));
+}
+
 int lowsuper_close_range(uint32_t first, uint32_t last, uint32_t flags)
 {
 	return result_of(sys_close_range(first, last, flags));

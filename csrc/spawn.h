@@ -310,6 +310,7 @@ int lowsuper_inotify_add(int fd, const char *path, uint32_t mask);
 int lowsuper_inotify_remove(int fd, int watch);
 int lowsuper_openat2(int dir_fd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 int lowsuper_set_child_subreaper(int on);
+int lowsuper_raise_ambient(int cap);
 int lowsuper_close_range(uint32_t first, uint32_t last, uint32_t flags);
 int lowsuper_set_pdeathsig(int signo);
 int lowsuper_unshare(uint32_t flags);

@@ -59,6 +59,7 @@ KIND_VALUES = {
     options.PIVOT: "NEW_ROOT [OLD_ROOT]",
     options.UNSHARE: "names",
     options.SETNS: "socket",
+    options.CAPS: "names",
     options.SETNS_SOCKET: "socket",
     options.SETNS_SKIP: "names",
 }

@@ -419,11 +419,22 @@ def read_and_check(
         facts = RealFacts(build_environment(os.environ, spec.env).variables)
         known = {(problem.origin, problem.reason) for problem in problems}
         found = find_problems(spec, facts) if spec.jail is None else _find_both(spec, facts)
+        if spec.caps:
+            found += _find_unknown(spec)
         problems += [each for each in found if (each.origin, each.reason) not in known]
         if not spec.daemons and not any(problem.is_error for problem in problems):
             origin = Origin(spec.files[0] if spec.files else "command line", 0, "", "")
             problems.append(Problem(origin, "there is no daemon in it", is_error=False))
     return spec, sort_problems(problems)
+
+
+def _find_unknown(spec: MasterSpec) -> list[Problem]:
+    """Return the capabilities that the master is to keep, but cannot have, as a problem."""
+    from lowsuper.kernel.caps import find_unknown
+    from lowsuper.kernel.privilege import describe_unknown
+
+    missing = find_unknown(spec.caps or ())
+    return [describe_unknown(spec, missing)] if missing else []
 
 
 def _find_both(spec: MasterSpec, outside: Facts) -> list[Problem]:

@@ -331,6 +331,9 @@ class MasterSpec(Record):
     user: str | None = None  # the master drops to it after the as-root hooks
     group: str | None = None
     add_groups: tuple[str, ...] = ()  # supplementary groups besides the user's own
+    caps: tuple[int, ...] | None = (
+        None  # that the master keeps from then on; None: those of its user
+    )
     master_as_root: bool = False  # user and group are the daemons' default, the master stays root
     reload_mercy: Ns = Ns(8 * SECOND)  # stop_timeout of daemons that have none of their own
     die_on_term: bool = True  # False: SIGTERM is a brutal reload, as in uWSGI 2.0
@@ -378,10 +381,14 @@ class MasterSpec(Record):
 
 def fill_in(spec: MasterSpec) -> MasterSpec:
     """Return the configuration with the daemons' own defaults taken from the master's options."""
-    mercy = spec.reload_mercy
+    defaults: dict[str, object] = {"stop_timeout": spec.reload_mercy}
+    if spec.master_as_root and spec.caps is not None:
+        defaults["caps"] = spec.caps
     return spec.replace(
         daemons=tuple(
-            daemon.replace(stop_timeout=mercy) if daemon.stop_timeout is None else daemon
+            daemon.replace(
+                **{key: value for key, value in defaults.items() if getattr(daemon, key) is None}
+            )
             for daemon in spec.daemons
         )
     )

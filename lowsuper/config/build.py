@@ -84,6 +84,7 @@ class Builder:
             options.PIVOT: self._take_jail,
             options.UNSHARE: self._take_jail,
             options.SETNS: self._take_jail,
+            options.CAPS: self._take_caps,
             options.SETNS_SOCKET: self._take_setns_socket,
             options.SETNS_SKIP: self._take_setns_skip,
             options.CGROUP: self._take_cgroup,
@@ -117,6 +118,8 @@ class Builder:
         if self._cgroup:
             spec = self._add_cgroup(spec)
         self._require_root(spec)
+        if spec.caps is not None and not spec.master_as_root:
+            self._require_caps(spec)
         self._judge_logs(spec)
         self._require_cgroups(spec)
         self._refuse_clashes(spec)
@@ -286,6 +289,11 @@ class Builder:
         else:
             self._fields[row.field] = control.parse_socket(option.value)
 
+    def _take_caps(self, row: OptionRow, option: Option) -> None:
+        from lowsuper.config.isolation import parse_master_caps
+
+        self._fields[row.field] = parse_master_caps(option.value)
+
     def _take_jail(self, row: OptionRow, option: Option) -> None:
         self._jail.setdefault(row.field, []).append(option)
 
@@ -366,6 +374,20 @@ class Builder:
                     reason = "the master drops its privileges and cannot change to it"
                     advice = "set master-as-root = true"
                     self._problems.append(Problem(origin, reason, daemon.name, advice))
+
+    def _require_caps(self, spec: MasterSpec) -> None:
+        """Refuse daemons whose start takes a capability that the master does not keep."""
+        from lowsuper.config.isolation import find_lost
+
+        drops = spec.user not in (None, *_ROOTS)
+        for daemon in spec.daemons:
+            for key, names in find_lost(daemon, spec.caps or ()):
+                if drops and key in ("uid", "gid"):
+                    continue  # it is the same as the master's
+                origin = self._daemons.find_origin(daemon.name, key)
+                reason = f"the master does not keep {', '.join(names)}, which it takes"
+                advice = "add it to cap, or set master-as-root = true"
+                self._problems.append(Problem(origin, reason, daemon.name, advice))
 
     def _judge_logs(self, spec: MasterSpec) -> None:
         """Refuse what cannot be done with logs."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lowsuper.model import Keep, ResourceLimit
 from lowsuper.units import (
+    CAPABILITIES,
     SECOND,
     nearest_name,
     parse_capability,
@@ -17,7 +18,9 @@ from lowsuper.units import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+
+    from lowsuper.model import DaemonSpec
 
 NAMESPACES = ("pid", "mount", "net", "uts", "ipc", "cgroup")
 HOSTNAME_LENGTH = 64
@@ -118,6 +121,45 @@ def parse_caps(text: str) -> tuple[int, ...]:
     if len(words) == 1 and words[0].lower() == "none":
         return ()
     return tuple(map(parse_capability, words))
+
+
+def parse_master_caps(text: str) -> tuple[int, ...]:
+    """Return the same, of a list in which there may be numbers, as uWSGI takes them.
+
+    Raises:
+        ValueError: as `parse_caps`.
+    """
+    words = [
+        CAPABILITIES[int(word)] if word.isdecimal() and int(word) < len(CAPABILITIES) else word
+        for word in split_list(text)
+    ]
+    return parse_caps(" ".join(words))
+
+
+def find_lost(daemon: DaemonSpec, kept: Sequence[int]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the keys of a daemon that take capabilities which its master does not keep, and those.
+
+    Args:
+        daemon: the daemon.
+        kept: numbers of capabilities.
+    """
+    wanted = {
+        "uid": (daemon.user, ("setuid", "setgid", "kill")),
+        "gid": (daemon.group, ("setgid",)),
+        "ns_pid": (daemon.ns_pid or None, ("sys_admin",)),
+        "namespaces": (daemon.namespaces or None, ("sys_admin",)),
+        "netns": (daemon.netns, ("sys_admin",)),
+        "root": (daemon.root, ("sys_admin", "sys_chroot")),
+        "mounts": (daemon.mounts or None, ("sys_admin",)),
+        "caps": (
+            daemon.caps,
+            ("setpcap", *(CAPABILITIES[cap] for cap in daemon.caps or ())),
+        ),
+    }
+    for key, (value, names) in wanted.items():
+        lost = tuple(name for name in names if CAPABILITIES.index(name) not in kept)
+        if value is not None and lost:
+            yield key, lost
 
 
 def parse_namespaces(text: str) -> tuple[str, ...]:

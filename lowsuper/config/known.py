@@ -193,7 +193,7 @@ zerg-fallback
 _LATER = """
 binsh call-as-emperor call-as-emperor1 call-as-emperor2 call-as-emperor4 call-as-root
 call-as-user call-as-user-atexit call-as-vassal call-as-vassal1 call-as-vassal3 call-asap
-call-in-jail call-post-jail call-pre-jail cap chdir2
+call-in-jail call-post-jail call-pre-jail chdir2
 cron-legion emperor-use-clone file-write flock flock-wait flock-wait2 flock2 force-cwd
 hook-accepting hook-accepting-once hook-accepting1 hook-accepting1-once hook-as-emperor
 hook-as-vassal hook-emperor-lost hook-emperor-reload hook-emperor-start hook-emperor-stop

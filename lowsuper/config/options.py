@@ -34,6 +34,7 @@ NAME = "name"
 PREFIX = "prefix"  # a text that a blank is added to
 RUNG = "rung"
 CONTROL = "control"  # `field` says which function of `config.control` reads it
+CAPS = "caps"
 NAMESPACE = "namespace"  # `field` is a key of what `config.jail` reads, up to JAIL_FLAG
 CHROOT = "chroot"
 PIVOT = "pivot"
@@ -90,6 +91,8 @@ OPTIONS = (
     _row("uid", TEXT, "user", "user that the master becomes"),
     _row("gid", TEXT, "group", "group that the master becomes"),
     _row("add-gid", TEXTS, "add_groups", "a supplementary group"),
+    _row("cap", CAPS, "caps", "capabilities that the master and its daemons keep, or none"),
+    _row("keep-caps", ACCEPTED, "", "accepted: cap keeps them over the change of user"),
     _row("master-as-root", FLAG, "master_as_root", "uid and gid are for daemons only"),
     _row("reload-mercy", DURATION, "reload_mercy", "time between the stop signal and SIGKILL"),
     _row("die-on-term", FLAG, "die_on_term", "SIGTERM stops (the default)"),

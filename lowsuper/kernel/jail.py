@@ -129,6 +129,7 @@ PRELOAD_SMART = (
 PRELOAD_HOOKS = ("lowsuper.kernel.deeds", "lowsuper.kernel.hooks")
 PRELOAD_TITLE = ("prctl",)
 PRELOAD_ATTENDANCE = ("lowsuper.kernel.attendance",)
+PRELOAD_CAPS = ("lowsuper.kernel.caps",)
 PRELOAD_DROP = ("traceback",)
 PRELOAD_USERS = ("difflib",)
 PRELOAD_JSON = ("lowsuper.wire",)
@@ -845,6 +846,8 @@ def preload(spec: MasterSpec) -> None:
         names += PRELOAD_HOOKS
     if spec.procname_master or spec.auto_procname:
         names += PRELOAD_TITLE
+    if spec.caps is not None and not spec.master_as_root:
+        names += PRELOAD_CAPS
     if (spec.user is not None or spec.group is not None) and not spec.master_as_root:
         names += PRELOAD_DROP
     if spec.user or spec.group or any(each.user or each.group for each in spec.daemons):

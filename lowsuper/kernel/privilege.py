@@ -6,7 +6,7 @@ import os
 
 from lowsuper.errors import KernelError, PlanError
 from lowsuper.kernel.facts import resolve_identity
-from lowsuper.model import Origin
+from lowsuper.model import Origin, Problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def resolve_master(spec: MasterSpec) -> Identity | None:
     """
     if spec.master_as_root:
         return None
+    if spec.caps:
+        require_known(spec)
     origin = Origin(spec.files[0] if spec.files else "command line", 0, "uid", spec.user or "")
     try:
         return resolve_identity(spec.user, spec.group, origin, add_groups=spec.add_groups)
@@ -52,14 +54,49 @@ def resolve_master(spec: MasterSpec) -> Identity | None:
         raise
 
 
-def become(identity: Identity) -> None:
-    """Become another user for good, in all three ids, and see that it took.
+def require_known(spec: MasterSpec) -> None:
+    """See that there are the capabilities that the master is to keep.
 
-    Groups first, while that is still allowed; the user id last. See credentials(7).
+    Raises:
+        PlanError: the kernel lacks one, or we do.
+    """
+    from lowsuper.kernel.caps import find_unknown
+
+    missing = find_unknown(spec.caps or ())
+    if missing:
+        raise PlanError(describe_unknown(spec, missing))
+
+
+def describe_unknown(spec: MasterSpec, missing: list[str]) -> Problem:
+    """Return what is wrong with `cap`, given the names of what there is not."""
+    known = (each for each in reversed(spec.origins) if each.key == "cap")
+    origin = next(known, Origin("command line", 0, "cap", ""))
+    reason = f"this kernel, or this container, does not have {', '.join(missing)}"
+    return Problem(origin, reason, advice="leave it out")
+
+
+def become(identity: Identity | None, caps: tuple[int, ...] | None = None) -> None:
+    """Become another user for good, and keep some capabilities; see that it took.
+
+    Args:
+        identity: whom to become, in all three ids; None: nobody else.
+        caps: the only capabilities from then on; None: those of the user.
 
     Raises:
         KernelError: the kernel refused, or did something else than it was asked.
     """
+    if caps is not None:
+        from lowsuper.kernel.caps import finish, prepare
+
+        prepare(caps)
+    if identity is not None:
+        _change_ids(identity)
+    if caps is not None:
+        finish(caps)
+
+
+def _change_ids(identity: Identity) -> None:
+    """Groups first, while that is still allowed; the user id last. See credentials(7)."""
     try:
         os.setgroups(identity.groups)
         os.setresgid(identity.gid, identity.gid, identity.gid)

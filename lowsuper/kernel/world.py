@@ -773,6 +773,10 @@ class World:
 
         identity = resolve_master(spec)
         if identity is None:
+            if spec.caps is not None:
+                # Root without CAP_DAC_OVERRIDE may not write in the directory above our cgroups.
+                self._domains.delegate(os.geteuid(), os.getegid())
+                become(None, spec.caps)
             return
         self._domains.delegate(identity.uid, identity.gid)
         if has_smart(spec):
@@ -783,7 +787,7 @@ class World:
             logger.prepare_for(spec, identity)
         if any(map(is_attended, spec.daemons)):
             self._attendance.prepare()
-        become(identity)
+        become(identity, spec.caps)
         self._dropped = True
         self._open_records(spec)
         self._surroundings.follow(identity)

@@ -234,8 +234,9 @@ def _perform(spec: MasterSpec, state: Master, task: str, daemons: Daemons, now: 
 
 
 def _drops(spec: MasterSpec) -> bool:
-    """Return whether the master becomes another user."""
-    return not spec.master_as_root and (spec.user is not None or spec.group is not None)
+    """Return whether the master becomes another user, or gives up capabilities."""
+    wanted = (spec.user, spec.group, spec.caps)
+    return not spec.master_as_root and any(each is not None for each in wanted)
 
 
 def _started(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Result:

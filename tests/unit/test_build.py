@@ -149,7 +149,6 @@ def test_bad_value_is_refused(line, reason):
         "legion-node = legion1 225.1.1.1:19678",
         "legion-mcast = mylegion 225.1.1.1:9191 90 bf-cbc:mysecret",
         "legion-smart-attach-daemon = mylegion /tmp/b.pid celery beat",
-        "cap = net_admin",
         "hook-as-root = wait_for_file:/x",
         "hook-master-start = exec:x",
         "immediate-uid = 33",

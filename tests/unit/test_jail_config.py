@@ -6,7 +6,7 @@ import pytest
 from config_world import load_lines
 
 from lowsuper.errors import ConfigError
-from lowsuper.model import Jail, Keep
+from lowsuper.model import CHROOT, PIVOT, UNSHARE, Jail, Keep
 
 
 def test_without_namespace_there_is_no_jail():
@@ -106,3 +106,114 @@ def test_cgroups_cannot_be_asked_for_in_a_jail():
     assert [problem.reason for problem in caught.value.problems] == [
         "there are no cgroups in a jail"
     ]
+
+
+# The other ways.
+
+
+def bare(way, root=None, **more):
+    return Jail(root, way=way, namespaces=(), post_jail="").replace(**more)
+
+
+@pytest.mark.parametrize(
+    ("lines", "jail"),
+    [
+        (("chroot = /x/",), bare(CHROOT, "/x")),
+        (("pivot-root = /x",), bare(PIVOT, "/x")),
+        (("pivot_root = /x /x/old",), bare(PIVOT, "/x", old_root="/old")),
+        (("unshare = files",), bare(UNSHARE, post_jail="inside")),
+        (
+            ("unshare = fs,ipc", "unshare = net,hostname"),
+            bare(UNSHARE, namespaces=("mount", "ipc", "uts"), net=True, post_jail="inside"),
+        ),
+        (("unshare2 = pid,cgroup",), bare(UNSHARE, namespaces=("pid", "cgroup"))),
+        (("chroot = /x", "unshare2 = mnt"), bare(CHROOT, "/x", namespaces=("mount",))),
+        (
+            ("chroot = /x", "unshare = pid"),
+            bare(CHROOT, "/x", namespaces=("pid",), post_jail="inside"),
+        ),
+        (("namespace = /x", "unshare = net,pid"), Jail("/x", net=True)),
+        (
+            ("namespace = /x", "unshare = cgroup"),
+            Jail("/x", namespaces=("pid", "mount", "uts", "ipc", "cgroup")),
+        ),
+        (("setns = /run/s",), bare(UNSHARE, joins="/run/s")),
+        (("namespace = /x", "setns = /run/s"), Jail("/x", joins="/run/s")),
+    ],
+)
+def test_ways_into_a_jail(lines, jail):
+    assert load_lines(*lines).jail == jail
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("chroot = x", "x is not an absolute path: begin it with /"),
+        ("chroot = /", "the root of the host is no other root: name another directory"),
+        ("pivot-root =", "is neither NEW_ROOT nor NEW_ROOT OLD_ROOT"),
+        ("pivot-root = /a /b /c", "is neither NEW_ROOT nor NEW_ROOT OLD_ROOT"),
+        ("pivot-root = /a /b", "/b, where the old root is to go, is not below /a"),
+        ("unshare = piid", "there is no namespace piid; did you mean pid?"),
+        (
+            "unshare =",
+            "names no namespace: "
+            "there are ns, fs, mnt, mount, ipc, uts, hostname, net, pid, cgroup",
+        ),
+        ("unshare2 = io", "io cannot be unshared: see unshare(2)"),
+        ("setns = s", "s is not an absolute path: begin it with /"),
+        (f"setns-socket = /{'a' * 107}", "is longer than the 107 bytes of unix(7)"),
+        ("setns-skip = nett", "there is no nett in /proc/self/ns; did you mean net?"),
+    ],
+)
+def test_bad_way_into_a_jail_is_an_error(line, reason):
+    with pytest.raises(ConfigError) as caught:
+        load_lines(line)
+    assert [problem.reason for problem in caught.value.problems] == [reason]
+
+
+def test_user_namespaces_are_refused_with_the_reason():
+    with pytest.raises(ConfigError) as caught:
+        load_lines("unshare = user")
+    assert "would not be root any more" in caught.value.problems[0].reason
+
+
+def test_a_jail_has_one_root():
+    with pytest.raises(ConfigError) as caught:
+        load_lines("chroot = /a", "pivot-root = /b", "namespace = /c")
+    assert [problem.reason for problem in caught.value.problems] == [
+        "there is namespace, too: a jail has one root"
+    ] * 2
+
+
+def test_what_only_namespace_has_is_noticed():
+    spec = load_lines("chroot = /a", "namespace-keep-mount = /dev", "hook-post-jail = print:x")
+    assert [notice.reason for notice in spec.notices] == [
+        "does nothing with chroot, only with namespace",
+        "does nothing with chroot, only with namespace or unshare",
+    ]
+    assert spec.jail.keeps == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "has_cgroups"),
+    [
+        ("unshare = net", True),
+        ("unshare = pid", False),
+        ("chroot = /x", False),
+        ("setns = /x", False),
+    ],
+)
+def test_where_cgroups_can_be_asked_for(line, has_cgroups):
+    lines = ("kill-domain = cgroup", line)
+    if has_cgroups:
+        assert load_lines(*lines).kill_domain == "cgroup"
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_lines(*lines)
+    assert [each.reason for each in caught.value.problems] == ["there are no cgroups in a jail"]
+
+
+def test_sharing_of_namespaces():
+    spec = load_lines("setns-socket = /run/s", "setns-skip = pid,mnt", "setns-socket-skip = time")
+    assert (spec.setns_socket, spec.setns_skip) == ("/run/s", ("pid", "mnt", "time"))
+    assert spec.jail is None

@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "kernel.hooks": "errors events model plan units kernel",
     "kernel.surroundings": "errors events model plan",
     "kernel.facts": "errors model plan units kernel.accounts kernel.records kernel.trust",
+    "kernel.caps": "errors units kernel.native",
     "kernel.setns": "errors model units kernel",
     "kernel.ways": "errors model record kernel",
     "kernel.phase": "errors events model plan report kernel",
@@ -56,7 +57,7 @@ MAY_IMPORT = {
     "kernel.links": "config.network kernel",
     "kernel.wiring": "config.network errors events plan report units kernel",
     "kernel.premises": "kernel",
-    "kernel.privilege": "errors model plan kernel.facts",
+    "kernel.privilege": "errors model plan kernel.caps kernel.facts",
     "kernel.attendance": "plan kernel",
     "kernel.notify": "errors events units kernel",
     "kernel.readiness": "command errors events plan record units kernel",
@@ -78,7 +79,8 @@ MAY_IMPORT = {
     "kernel.records": "errors identity kernel",
     # The program.
     "supervisor": "changes errors events machine master",
-    "check": "command config errors jail kernel.facts kernel.jailed kernel.network kernel.source model plan",
+    "check": "command config errors jail kernel.caps kernel.facts kernel.jailed kernel.network"
+    " kernel.privilege kernel.source model plan",
     "doctor": "check config.wording errors kernel.premises kernel.probe model",
     "enter": "kernel model",
     "client": "errors units wire kernel.instance",

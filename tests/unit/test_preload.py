@@ -51,6 +51,7 @@ def test_everything_that_is_imported_late_is_preloaded():
             jail.PRELOAD_HOOKS,
             jail.PRELOAD_TITLE,
             jail.PRELOAD_ATTENDANCE,
+            jail.PRELOAD_CAPS,
             jail.PRELOAD_DROP,
             jail.PRELOAD_USERS,
             jail.PRELOAD_JSON,
