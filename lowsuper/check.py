@@ -59,6 +59,12 @@ if TYPE_CHECKING:
         def judge_state_directory(self, path: str, identity: Identity | None) -> str:
             """Return why a master cannot keep its records in a directory, or ""."""
 
+        def judge_cgroup(self, path: str) -> str:
+            """Return why a cgroup cannot be at a path, or ""."""
+
+        def judge_controller(self, controller: str) -> str:
+            """Return why this machine has no such controller of cgroups, or ""."""
+
         def name_writers(self, directory: str, identity: Identity | None) -> str:
             """Return who besides root and someone can replace files of a directory, or ""."""
 
@@ -147,6 +153,8 @@ class _Checker:
             self._say_missing(self._origin("chdir", chdir), "is not a directory")
         for field, key in _DIRECTORY_FIELDS:
             self._check_parent(key, getattr(self._spec, field))
+        if self._spec.cgroup is not None and (why := self._facts.judge_cgroup(self._spec.cgroup)):
+            self._say(self._origin("cgroup"), why, is_error=True)
         for path in self._spec.master_fifo:
             self._check_parent("master-fifo", path)
         for path in self._spec.touch_reload:
@@ -195,6 +203,7 @@ class _Checker:
             identity = self._resolve(user, group, daemon.origin, daemon.name)
         directory = self._spec.chdir or ""
         self._check_isolation(daemon)
+        self._check_limits(daemon)
         if daemon.chdir is not None and daemon.root is None:
             directory = join_path(directory, daemon.chdir)
             if not self._facts.is_directory(directory):
@@ -228,6 +237,16 @@ class _Checker:
             if not self._facts.is_there(place):
                 origin = daemon.origin.replace(key="mounts", value=place)
                 self._say_missing(origin, "is not there", daemon.name)
+
+    def _check_limits(self, daemon: DaemonSpec) -> None:
+        """Check that there are controllers for a daemon's limits; who may use them is not known."""
+        for file in dict.fromkeys(setting.file for setting in daemon.cgroup):
+            reason = self._facts.judge_controller(file.partition(".")[0])
+            if reason:
+                key = f"cgroup_{file.replace('.', '_')}"
+                value = next(each.value for each in daemon.cgroup if each.file == file)
+                origin = daemon.origin.replace(key=key, value=value)
+                self._say(origin, reason, daemon.name, is_error=True)
 
     def _check_touch(self, daemon: DaemonSpec) -> None:
         for path in daemon.touch:

@@ -330,7 +330,8 @@ class Place:
         """
         assert spec.cgroup is not None
         self.path, self._instance, self._settings = spec.cgroup, instance, spec.cgroup_settings
-        _judge_mount(self.path)
+        if reason := explain_place(self.path):
+            raise KernelError("cgroup", EOPNOTSUPP, self.path, reason)
         self._origin = own_directory()
         try:
             os.mkdir(self.path, 0o755 if spec.cgroup_mode is None else spec.cgroup_mode)
@@ -446,10 +447,9 @@ def _is_marked(path: str) -> bool:
         return False
 
 
-def _judge_mount(path: str) -> None:
-    """Refuse a path that is in no hierarchy of version 2."""
-    found = kind = ""
-    options = ""
+def explain_place(path: str) -> str:
+    """Return why a cgroup cannot be at a path, and the way out; "" if it can."""
+    found = kind = options = ""
     text = read_text("/proc/self/mountinfo")
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
@@ -460,13 +460,11 @@ def _judge_mount(path: str) -> None:
     where = f"; version 2 is mounted on {mount[0]}" if mount is not None else ""
     if kind == "cgroup":
         names = options.partition("rw,")[2] or options
-        reason = (
+        return (
             f"that is the version 1 hierarchy of {names}, and lowsuper uses version 2 only{where}: "
             "boot with systemd.unified_cgroup_hierarchy=1, or cgroup_no_v1=all"
         )
-        raise KernelError("cgroup", EOPNOTSUPP, path, reason)
-    if kind != "cgroup2":
-        raise KernelError("cgroup", EOPNOTSUPP, path, f"it is not in a cgroup hierarchy{where}")
+    return "" if kind == "cgroup2" else f"it is not in a cgroup hierarchy{where}"
 
 
 # Files.

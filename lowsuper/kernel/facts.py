@@ -296,6 +296,18 @@ class Facts:
             return ""
         return f"user {who.name or who.uid} may not write to {path}"
 
+    def judge_cgroup(self, path: str) -> str:
+        """Return why a cgroup cannot be at a path, or ""."""
+        from lowsuper.kernel import controllers
+
+        return controllers.explain_place(path)
+
+    def judge_controller(self, controller: str) -> str:
+        """Return why this machine has no such controller of cgroups, or ""."""
+        from lowsuper.kernel import controllers
+
+        return controllers.explain_absent(controller)
+
     def name_writers(self, directory: str, identity: Identity | None) -> str:
         """Return who can replace files of a directory, "uid 7 can write to", or "".
 

@@ -124,6 +124,16 @@ class JailFacts:
         del path, identity
         return ""
 
+    def judge_cgroup(self, path: str) -> str:
+        """Return ""; that is entered outside."""
+        del path
+        return ""
+
+    def judge_controller(self, controller: str) -> str:
+        """Return ""; there are no cgroups in a jail."""
+        del controller
+        return ""
+
     def name_writers(self, directory: str, identity: Identity | None) -> str:
         """Return ""; nothing is said of it."""
         del directory, identity

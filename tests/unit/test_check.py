@@ -58,6 +58,12 @@ class World:
     def judge_state_directory(self, path, identity):
         return "can be written to by others" if path in ("/srv/open", "/run/state-33") else ""
 
+    def judge_cgroup(self, path):
+        return "" if path.startswith("/sys/fs/cgroup/") else "it is not in a cgroup hierarchy"
+
+    def judge_controller(self, controller):
+        return "there is no controller io" if controller == "io" else ""
+
     def name_writers(self, directory, identity):
         return "everybody can write to" if directory == "/srv/open" else ""
 
@@ -65,6 +71,18 @@ class World:
 def check(text, world=None):
     spec = load_text(text)
     return [format_problem(problem) for problem in find_problems(spec, world or World())]
+
+
+def test_limit_without_its_controller_is_an_error():
+    text = "[daemon:web]\ncommand = /srv/web\ncgroup_memory_max = 1M\ncgroup_io_weight = 7\n"
+    (line,) = [line for line in check(text) if "cgroup" in line]
+    assert line.endswith("web: cgroup_io_weight=default 7: there is no controller io")
+
+
+def test_cgroup_that_cannot_be_is_an_error():
+    assert check("[uwsgi]\ncgroup = /sys/fs/cgroup/x\n") == []
+    (line,) = check("[uwsgi]\ncgroup = /srv/x\n")
+    assert line.endswith("cgroup=/srv/x: it is not in a cgroup hierarchy")
 
 
 def test_daemon_with_a_wrong_key_is_looked_at_all_the_same():

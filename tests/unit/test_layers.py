@@ -48,7 +48,9 @@ MAY_IMPORT = {
     "kernel.deeds": "errors model kernel",
     "kernel.hooks": "errors events model plan units kernel",
     "kernel.surroundings": "errors events model plan",
-    "kernel.facts": "errors model plan units kernel.accounts kernel.records kernel.trust",
+    "kernel.facts": (
+        "errors model plan units kernel.accounts kernel.controllers kernel.records kernel.trust"
+    ),
     "kernel.caps": "errors units kernel.native",
     "kernel.setns": "errors model units kernel",
     "kernel.ways": "errors model record kernel",
