@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from lowsuper.jail import Action, Event
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.life import Life
+    from lowsuper.kernel.parent import Parent
     from lowsuper.kernel.setns import Joiner, Share
     from lowsuper.kernel.ways import Joined
     from lowsuper.kernel.wiring import Wiring
@@ -191,6 +192,7 @@ class Warden:
         """
         self._spec, self._log = spec, log
         self._load, self._announce, self._supervise = load, announce, supervise
+        self._parent: Parent | None = None
         self._state = Outside()
         self._queue: list[Event] = []
         self._exit_code: int | None = None
@@ -208,6 +210,11 @@ class Warden:
         self._loop = Loop()
         self._loop.watch_signals(SIGNALS, self._on_signal)
         log.attach(self._loop)
+        if "NOTIFY_SOCKET" in os.environ:
+            from lowsuper.kernel.parent import open_parent
+
+            background = bool(spec.daemonize or spec.daemonize2)
+            self._parent = open_parent(os.environ, self._loop, log.put, in_background=background)
         self._null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._spawner = Spawner()
         self._hooks: Hooks | None = None  # until there is one to run
@@ -247,6 +254,8 @@ class Warden:
             self._share.close()
         self._watcher.close()
         self._spawner.close()
+        if self._parent is not None:
+            self._parent.close(self._exit_code or 0)
         if self._cgroup is not None:
             leave_place(self._cgroup, self.say_line)
         self._log.drain()
@@ -263,6 +272,17 @@ class Warden:
             self._state, actions = jail.step(self._spec, self._state, event, now)
             for action in actions:
                 self._perform(action)
+        if self._parent is not None:
+            self._tell_parent(self._parent)
+
+    def _tell_parent(self, parent: Parent) -> None:
+        """Tell the service manager what has become of us."""
+        count = len(self._spec.daemons)
+        words = f"{count} daemon{'' if count == 1 else 's'} in a jail"
+        if self._state.goal == jail.STOP:
+            parent.follow("stopping", lambda: f"stopping: {words}")
+        elif self._state.ready and self._state.goal == jail.RUN:
+            parent.follow("ready", lambda: f"ready: {words}")
 
     def _on_signal(self, signal: int) -> None:
         if signal != SIGCHLD:
@@ -473,6 +493,8 @@ class Warden:
                 self.say_line(f"the jail goes on to write to the old log file: {error.strerror}")
 
     def _reload(self) -> None:
+        if self._parent is not None:
+            self._parent.follow("reloading", lambda: "reading the files")
         spec = self._load()
         if spec is None:
             self._queue.append(LoadRefused())

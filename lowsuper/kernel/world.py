@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.logger import Logger
+    from lowsuper.kernel.parent import Parent
     from lowsuper.kernel.peer import Rights
     from lowsuper.kernel.setns import Share
     from lowsuper.kernel.smart import SmartLife
@@ -148,6 +149,7 @@ class World:
         self._answers: MasterAnswers | None = None
         self._rights: Rights | None = None
         self._attending: Attendance | None = None
+        self._parent = self._open_parent(spec, claim)
         self._claim = claim
         self._runner: Hooks | None = None
         self._logger: Logger | None = None
@@ -245,7 +247,26 @@ class World:
                         continue  # another process has taken the place of the one that ended
                     del self._lives[life.name]
                 self._release(life)
+        if self._parent is not None:
+            self._tell_parent(self._parent)
         self._log.flush()
+
+    def _open_parent(self, spec: MasterSpec, claim: Claim | None) -> Parent | None:
+        """Return what tells a service manager of us, unless the process outside a jail has it."""
+        if claim is None or "NOTIFY_SOCKET" not in os.environ:
+            return None
+        from lowsuper.kernel.parent import open_parent
+
+        background = bool(spec.daemonize or spec.daemonize2)
+        return open_parent(os.environ, self._loop, self.say_line, in_background=background)
+
+    def _tell_parent(self, parent: Parent) -> None:
+        """Tell the service manager what has become of us in this turn."""
+        master = self._supervisor.master
+        phase = {"running": "ready", "ended": "stopping"}.get(master.phase, master.phase)
+        count = len(self._supervisor.spec.daemons)
+        words = f"{phase}: {count} daemon{'' if count == 1 else 's'}"
+        parent.follow(phase, lambda: words)
 
     def _release(self, life: Life | SmartLife) -> None:
         for pid in life.pids:
@@ -277,6 +298,8 @@ class World:
             self._door.close()
         self._watcher.close()
         self._spawner.close()
+        if self._parent is not None:
+            self._parent.close(self._exit_code or 0)
         self._log.drain()
         if self._logger is not None:
             self._logger.close()
@@ -656,6 +679,8 @@ class World:
 
     def load(self) -> MasterSpec | None:
         """Read the files again; None when they are bad, which was said."""
+        if self._parent is not None:
+            self._parent.follow("reloading", lambda: "reading the files")
         lines: list[str] = []
         self._log.tap = lines
         spec = self._load_whole()
