@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from config_world import load_lines
 
+from lowsuper.config.jail import NAMESPACES
 from lowsuper.errors import ConfigError
 from lowsuper.model import CHROOT, PIVOT, UNSHARE, Jail, Keep
 
@@ -156,8 +157,7 @@ def test_ways_into_a_jail(lines, jail):
         ("unshare = piid", "there is no namespace piid; did you mean pid?"),
         (
             "unshare =",
-            "names no namespace: "
-            "there are ns, fs, mnt, mount, ipc, uts, hostname, net, pid, cgroup",
+            f"names no namespace: there are {', '.join(NAMESPACES)}",
         ),
         ("unshare2 = io", "io cannot be unshared: see unshare(2)"),
         ("setns = s", "s is not an absolute path: begin it with /"),
