@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from jails import Tampered, find_first, make_root, read_mounts
-from masters import children_of, needs_root, wait_gone
+from masters import children_of, is_alive, needs_root, wait_gone
 
 pytestmark = needs_root
 
@@ -556,12 +556,18 @@ def test_jail_in_the_background(masters, root, tmp_path, background):
 
 
 def test_second_jailed_master_of_other_masters_daemons_is_independent(masters, root):
-    """The same file twice is two jails: nothing of the host tells them apart."""
+    """The same jail twice, under two names, is two jails: nothing in the root tells them apart."""
     text = jail(root, "attach-daemon = sleep 1000")
-    both = [masters.start(text), masters.start(text)]
-    assert find_first(both[0]) != find_first(both[1])
-    for master in both:
-        assert master.stop() == 0
+    first = masters.start(text)
+    refused = masters.launch(str(masters.directory / "test.ini"))
+    refused.wait_line(rf"is already run by another lowsuper, with pid {first.pid};")
+    assert refused.wait() != 0
+    second = masters.start(text + "instance = other\n", name="other.ini")
+    assert find_first(first) != find_first(second)
+    assert first.stop() == 0
+    assert is_alive(find_first(second))
+    assert second.stop() == 0
+    assert sorted(os.listdir(root)) == ["bin", "etc", "tmp"]
 
 
 UNABLE = """
