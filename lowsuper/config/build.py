@@ -345,7 +345,7 @@ class Builder:
 
     def _require_cgroups(self, spec: MasterSpec) -> None:
         """Refuse limits of a cgroup where daemons get none."""
-        if spec.jail is not None:
+        if spec.jail is not None and not spec.jail.has_cgroups:
             reason, advice = "there are no cgroups in a jail", "use cgroup and cgroup-opt"
         elif spec.kill_domain == "shim":
             reason, advice = "needs a cgroup, and kill-domain = shim makes none", "use auto"

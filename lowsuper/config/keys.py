@@ -426,7 +426,7 @@ KEYS = (
     _cgroup("memory.swap.max", "swap space of all its processes"),
     _cgroup("memory.oom.group", "out of memory, all of it is killed, not a part"),
     _cgroup("pids.max", "number of its processes and threads"),
-    _cgroup("cpu.max", "processor time: 50%, 250% or QUOTA PERIOD in microseconds"),
+    _cgroup("cpu.max", "processor time: 50%%, 250%% or QUOTA PERIOD in microseconds"),
     _cgroup("cpu.weight", "share of processor time, from 1 to 10000 (100)"),
     _cgroup("cpu.idle", "processor time only when nobody else wants any"),
     _cgroup("io.weight", "share of disk time, from 1 to 10000 (100)"),

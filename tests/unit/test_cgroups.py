@@ -112,6 +112,11 @@ def test_limits_are_refused_where_daemons_get_no_cgroup(line, reason, advice):
     assert error.origin.key == "cgroup_pids_max"
 
 
+def test_limits_are_taken_where_the_cgroups_are_the_hosts():
+    spec = load_lines("unshare = uts", "attach-daemon2 = cmd=x,cgroup_pids_max=9")
+    assert spec.daemons[0].cgroup == (CgroupSetting("pids.max", "9"),)
+
+
 def test_master_enters_a_cgroup_with_settings():
     spec = load_lines(
         "cgroup = /sys/fs/cgroup/web/",
