@@ -100,7 +100,7 @@ def test_share_is_written_with_the_percent_sign_doubled():
         (
             "kill-domain = shim",
             "needs a cgroup, and kill-domain = shim makes none",
-            "leave one out",
+            "use auto",
         ),
         ("namespace = /x", "there are no cgroups in a jail", "use cgroup and cgroup-opt"),
     ],
