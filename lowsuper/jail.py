@@ -69,6 +69,7 @@ class JailEnded(Record):
     status: int  # raw wait status
     code: int | None = None  # what its master ended with; None: it died
     failure: str = ""  # why the jail could not be made
+    shared: bool = False  # its pid namespace was another jail's
 
 
 class JailTimer(Record):
@@ -481,18 +482,29 @@ def _ended(spec: MasterSpec, state: Outside, event: JailEnded, now: Ns) -> Resul
         return _finish(state, code, done)
     if state.goal == RELOAD:
         return _then(done, _prepare(spec, state.replace(goal=RUN, spawns=0), now))
-    if event.code is not None and not (event.failure and state.makings > 1):
+    if _is_final(spec, state, event):
         return _finish(state, code, done)
     age = Ns(now - state.since)
     spawns = count_spawns(state.spawns, age)
     pause = pause_before_start(spawns, age, None)
     state = state.replace(spawns=spawns)
     how = "could not be made" if event.failure else f"died: {format_status(event.status)}"
+    if event.code == 0:
+        how = "ended with the pid namespace that it had joined,"
     after = f"in {format_duration(pause)}" if pause else "now"
     done.append(SayLine(f"the jail {how} after {format_duration(age)}; made again {after}"))
     if state.hook is None and not pause:
         return _then(done, _prepare(spec, state, now))
     return state, (*done, SetJailTimer(Ns(now + max(pause, 1))))
+
+
+def _is_final(spec: MasterSpec, state: Outside, event: JailEnded) -> bool:
+    """Tell whether a jail that ended without being asked to is not made again."""
+    if event.code is None or (event.failure and state.makings > 1):
+        return False
+    # When a pid namespace ends, SIGTERM goes to all that is in it, also to who has joined it.
+    control = any(daemon.control for daemon in spec.daemons)
+    return event.code != 0 or control or not event.shared
 
 
 def _finish(state: Outside, code: int, done: list[Action]) -> Result:

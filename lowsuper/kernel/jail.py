@@ -432,6 +432,7 @@ class Warden:
         theirs.close()
         ours.setblocking(False)
         self._jail = inmate = _Inmate(pid, ours, made)
+        inmate.shared = any(each.kind == mount.NEWPID for each in joined)
         self._loop.watch(inmate.pidfd, READ, self._on_jail_end)
         self._loop.watch(ours.fileno(), READ, self._on_message)
 
@@ -528,9 +529,10 @@ class Warden:
         self._share = share(before, spec, self._loop, self._find_jail, self.say_line)
 
     def _find_jail(self) -> int:
-        """Return the pid of a process that is in the jail; 0: it is not made yet."""
+        """Return the pid of a process that is in the jail; 0: it is not made yet, or ends."""
         inmate = self._jail
-        return inmate.pid if inmate is not None and inmate.entered else 0
+        is_there = inmate is not None and inmate.entered and self._state.goal == jail.RUN
+        return inmate.pid if inmate is not None and is_there else 0
 
     def _use(self, spec: MasterSpec) -> None:
         watched = [(path, self._toucher(path)) for path in spec.touch_reload]
@@ -657,13 +659,23 @@ class Warden:
 class _Inmate:
     """A jail as it is seen from outside: its first process, and what that has said."""
 
-    __slots__ = ("_code", "_failure", "channel", "entered", "made", "pid", "pidfd", "places")
+    __slots__ = (
+        "_code",
+        "_failure",
+        "channel",
+        "entered",
+        "made",
+        "pid",
+        "pidfd",
+        "places",
+        "shared",
+    )
 
     def __init__(self, pid: int, channel: _socket.socket, made: Jail) -> None:
         self.pid, self.channel, self.made = pid, channel, made
         self.pidfd = os.pidfd_open(pid)  # our child that nobody has reaped
         self.places: list[Place] = []
-        self.entered = False
+        self.entered = self.shared = False
         self._code: int | None = None
         self._failure = ""
 
@@ -704,7 +716,7 @@ class _Inmate:
         status = process.reap(self.pidfd)
         os.close(self.pidfd)
         self.channel.close()
-        return JailEnded(status or 0, self._code, self._failure)
+        return JailEnded(status or 0, self._code, self._failure, self.shared)
 
 
 # Inside.

@@ -35,7 +35,7 @@ from lowsuper.jail import (
     build_inner,
     step,
 )
-from lowsuper.model import Exec, Exit, Hook, Jail, MasterSpec, Origin, Print
+from lowsuper.model import DaemonSpec, Exec, Exit, Hook, Jail, MasterSpec, Origin, Print
 from lowsuper.units import SECOND
 
 SIGHUP, SIGINT, SIGUSR1, SIGTERM = 1, 2, 10, 15
@@ -269,3 +269,41 @@ def test_inner_configuration_has_nothing_of_what_is_outside():
     inner = build_inner(spec)
     assert (inner.chdir, inner.pidfile, inner.logto) == ("/srv", None, None)
     assert (inner.touch_reload, inner.master_fifo, inner.die_on_term) == ((), (), True)
+
+
+def test_jail_that_ends_with_the_pid_namespace_of_another_is_made_again():
+    play = Play().start()
+    assert play.do(JailEnded(0, 0, shared=True), after=10) == [SetJailTimer(None), MakeJail()]
+    assert "ended with the pid namespace that it had joined" in play.said[-1]
+    assert Play().start().do(JailEnded(0, 0), after=10)[-1] == Finish(0)
+    assert Play().start().do(JailEnded(256, 1, shared=True), after=10)[-1] == Finish(1)
+    control = DaemonSpec("a", parse_command("x"), Origin("f", 1, "", ""), control=True)
+    play = Play(SPEC.replace(daemons=(control,))).start()
+    assert play.do(JailEnded(0, 0, shared=True), after=10)[-1] == Finish(0)
+
+
+def test_stop_of_a_jail_that_shares_a_pid_namespace_ends_everything():
+    play = Play().start()
+    play.do(Signalled(SIGTERM))
+    assert play.do(JailEnded(0, 0, shared=True), after=10)[-1] == Finish(0)
+
+
+def test_post_jail_hooks_are_run_outside_only_where_they_belong_there():
+    hooks = (hook("post-jail"),)
+    for where, wanted in (
+        ("outside", RunHook(hooks[0])),
+        ("inside", LetJailGo()),
+        ("", LetJailGo()),
+    ):
+        jail = Jail(None, way="unshare", namespaces=(), post_jail=where)
+        play = Play(SPEC.replace(hooks=hooks, jail=jail))
+        play.do(Boot())
+        assert play.do(JailEntered())[-1] == wanted
+
+
+def test_inner_configuration_of_a_jail_without_a_root_keeps_directory_and_cgroups():
+    spec = SPEC.replace(chdir="srv", jail=Jail(None, way="unshare", namespaces=("uts",)))
+    inner = build_inner(spec)
+    assert (inner.chdir, inner.kill_domain) == ("srv", "auto")
+    inner = build_inner(spec.replace(jail=Jail("/x", way="chroot", namespaces=())))
+    assert (inner.chdir, inner.kill_domain) == ("/srv", "shim")
