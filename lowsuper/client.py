@@ -157,6 +157,7 @@ class Reasons(Daemon):
 
     failure: str | None = None  # of the last start
     lines: list[str] = []  # noqa: RUF012  # the last ones that it wrote; never changed here
+    no_lines: str | None = None  # why there are none
     history: list[Fields] = []  # noqa: RUF012  # the last notes: monotonic, time, line
     decision: str = ""  # whether and when it is started again, and why
 
@@ -267,6 +268,23 @@ class Client:
             if line is None:
                 return
             yield line
+
+    def listen(self, names: Names = (), *, end: float | None = None) -> Iterator[str]:
+        """Ask for events; return their lines. What happens after this has returned is among them.
+
+        Args:
+            names: of the daemons; none: all, and the master.
+            end: on the clock of `time.monotonic`, when to listen no longer; None: never.
+
+        Raises:
+            ClientError: the master says no.
+        """
+        lines = self.stream_lines("events", end=end, names=_list(names) or None)
+        first = next(lines, None)
+        if first is None:
+            raise self._gone()
+        self.parse(first)
+        return lines
 
     def drain(self) -> tuple[bool, bool]:
         """Throw away what has come of a stream; return whether there was any, and more will come.
@@ -395,7 +413,7 @@ class Client:
         end = None if timeout is None else monotonic() + timeout
         second = self.open_another()
         try:
-            events = second.stream("events", end=end, names=_list(names) or None)
+            events = map(second.parse, second.listen(names, end=end))
         except BaseException:
             second.close()
             raise
@@ -546,8 +564,8 @@ class Client:
             before = self.status(names).values()
             skipped = {each.name for each in before if each.state in _AT_REST}
         with self.open_another() as second:
-            # Asked for first, so that whatever happens after the request is told.
-            events = second.stream("events", end=end)
+            # First, so that whatever happens after the request is told.
+            events = second.listen(end=end)
             answer = self.request(do, names=_list(names))
             runs: dict[str, int] = answer.get("runs", {})
             rest = [name for name in answer["names"] if name not in skipped]
@@ -597,9 +615,7 @@ class Client:
 
 def _read_events(second: Client, events: Iterator[Fields]) -> Iterator[Fields]:
     with second:
-        for event in events:
-            if "event" in event:
-                yield event
+        yield from events
 
 
 def _wait_end(pidfd: int) -> None:

@@ -157,7 +157,7 @@ def format_why(reasons: Reasons, now: float, *, color: bool = False) -> str:
         ]
     if reasons.lines:
         lines += ["", "The last lines that it wrote"]
-        lines += [f"  {screen.clean(line)}" for line in reasons.lines]
+        lines += [f"  {screen.clean_line(line)}" for line in reasons.lines]
     return "\n".join(lines) + "\n"
 
 
@@ -194,6 +194,7 @@ def _why_rows(reasons: Reasons, now: float) -> list[tuple[str, str]]:
         ("failure", reasons.failure or ""),
         ("next try", next_try),
         ("decision", reasons.decision),
+        ("output", "" if reasons.lines else reasons.no_lines or ""),
     ]
     return [(head, screen.clean(text)) for head, text in rows]
 
@@ -235,9 +236,8 @@ def _put_lines(call: Call, line: str, answer: dict[str, Any]) -> None:
 def events(call: Call) -> int:
     """Print what happens, one JSON object a line, until the master ends."""
     with call.connect() as master:
-        for line in master.stream_lines("events", end=call.end, names=call.names or None):
-            if "event" in master.parse(line):
-                screen.write(line + "\n")
+        for line in master.listen(call.names, end=call.end):
+            screen.write(line + "\n")
     return 0
 
 

@@ -38,7 +38,7 @@ class _EndedError(Exception):
 def watch(call: Call) -> int:
     """Show the table again and again until the user or the master ends it."""
     with call.connect() as master, master.open_another() as second:
-        second.stream_lines("events", names=call.names or None)
+        second.listen(call.names)
         with _screen() as wake_fd:
             try:
                 return _Watch(call, master, second, wake_fd).run()

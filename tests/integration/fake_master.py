@@ -154,6 +154,9 @@ class FakeMaster:
                     request = json.loads(line)
                     with self._lock:
                         self.requests.append(request)
+                        if request["do"] == "events":
+                            self._put(connection, {"schema": 1, "ok": True})
+                            self._streams.append(connection)
                         self._lock.notify_all()
                     self._answer(connection, request)
         except (OSError, EOFError):
@@ -183,8 +186,6 @@ class FakeMaster:
                 self._put(connection, answer)
             return
         if do == "events":
-            with self._lock:
-                self._streams.append(connection)
             return
         name = "do_" + do.replace("-", "_")
         if not hasattr(self, name):
