@@ -438,7 +438,7 @@ def read_and_check(
         facts = RealFacts(build_environment(os.environ, spec.env).variables)
         known = {(problem.origin, problem.reason) for problem in problems}
         found = find_problems(spec, facts) if spec.jail is None else _find_both(spec, facts)
-        if spec.caps:
+        if spec.caps or any(daemon.caps for daemon in spec.daemons):
             found += _find_unknown(spec)
         problems += [each for each in found if (each.origin, each.reason) not in known]
         if not spec.daemons and not any(problem.is_error for problem in problems):
@@ -448,12 +448,18 @@ def read_and_check(
 
 
 def _find_unknown(spec: MasterSpec) -> list[Problem]:
-    """Return the capabilities that the master is to keep, but cannot have, as a problem."""
+    """Return the capabilities that are to be kept, but cannot be had, as problems."""
     from lowsuper.kernel.caps import find_unknown
     from lowsuper.kernel.privilege import describe_unknown
 
     missing = find_unknown(spec.caps or ())
-    return [describe_unknown(spec, missing)] if missing else []
+    found = [describe_unknown(spec, missing)] if missing else []
+    for daemon in spec.daemons:
+        if daemon.caps and daemon.caps != spec.caps and (missing := find_unknown(daemon.caps)):
+            origin = daemon.origin.replace(key="caps", value="")
+            reason = f"this kernel, or this container, does not have {', '.join(missing)}"
+            found.append(Problem(origin, reason, daemon.name, "leave it out"))
+    return found
 
 
 def _find_both(spec: MasterSpec, outside: Facts) -> list[Problem]:

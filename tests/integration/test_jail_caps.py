@@ -15,6 +15,10 @@ from lowsuper.units import CAPABILITIES
 pytestmark = needs_root
 
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+LACK = (
+    "import prctl; prctl.cap_effective.drop(prctl.CAP_SYS_BOOT)"
+    "; prctl.cap_permitted.drop(prctl.CAP_SYS_BOOT)"
+)
 SHOW = "grep Cap /proc/self/status; echo over"
 
 
@@ -140,12 +144,16 @@ def test_bad_configuration_says_what_is_wrong(masters, lines, reason):
     assert master.wait() == 78
 
 
+def test_check_tells_of_capabilities_that_there_are_not(masters):
+    daemon = "attach-daemon2 = cmd=sleep 9,caps=sys_boot"
+    path = masters.write(text_of("cap = sys_boot,setpcap", daemon))
+    master = masters.adopt(Tampered(LACK, "check", str(path), cwd=masters.directory))
+    assert master.wait() == 78
+    assert master.text.count("does not have sys_boot; leave it out") == 2
+
+
 def test_capability_that_we_lack_ourselves_is_refused(masters):
     path = masters.write(text_of("cap = sys_boot,chown", "attach-daemon = sleep 1000"))
-    script = (
-        "import prctl; prctl.cap_effective.drop(prctl.CAP_SYS_BOOT)"
-        "; prctl.cap_permitted.drop(prctl.CAP_SYS_BOOT)"
-    )
-    master = masters.adopt(Tampered(script, str(path), cwd=masters.directory))
+    master = masters.adopt(Tampered(LACK, str(path), cwd=masters.directory))
     master.wait_line("cap=.*: this kernel, or this container, does not have sys_boot; leave it out")
     assert master.wait() == 78

@@ -284,6 +284,25 @@ def test_kill_leaves_nothing(masters, root, way, whom):
         master.wait_family_gone()
 
 
+@pytest.mark.parametrize("way", ["chroot = {root}", "unshare = net"])
+def test_kill_of_the_process_outside_of_a_master_that_is_another_user(masters, root, way):
+    # A change of the user takes the parent-death signal away.
+    user = "web" if "root" in way else "nobody"
+    (root / "dev").mkdir()
+    (root / "dev" / "null").touch(0o666)
+    (root / "dev" / "null").chmod(0o666)
+    for parent in (root, *root.parents):
+        if parent.stat().st_mode & 0o005 != 0o005:
+            parent.chmod(parent.stat().st_mode | 0o055)
+    master = masters.start(text_of(way.format(root=root), f"uid = {user}", DEEP))
+    master.wait_output("^up$")
+    inner = find_inner(master)
+    assert os.stat(f"/proc/{inner}").st_uid != 0
+    master.kill()
+    wait_gone(inner)
+    master.wait_family_gone()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_reload_makes_it_anew_from_the_new_file(masters, root, way):
     text = text_of(way.format(root=root), SLEEP)
