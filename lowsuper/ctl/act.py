@@ -204,9 +204,12 @@ class _Teller:
     """Says on whom a shutdown waits: once for each, and again when it takes long."""
 
     PAUSE = 1.0  # seconds between two lines about the same ones
+    GRACE = 0.3  # seconds that are not worth a line
 
     def __init__(self, call: Call) -> None:
-        self._call = call
+        from time import monotonic
+
+        self._call, self._begin = call, monotonic()
         self._names: list[str] = []
         self._last = 0.0
         self.waiting: list[str] = []
@@ -225,8 +228,10 @@ class _Teller:
 
             screen.write(wire.encode({"schema": 1, "waiting": found}) + "\n")
             return
+        longest = max((float(each.get("seconds") or 0) for each in found), default=0.0)
+        longest = max(longest, monotonic() - self._begin)
         is_old = names == self._names and monotonic() - self._last < self.PAUSE
-        if self._call.has("quiet") or not names or is_old:
+        if self._call.has("quiet") or not names or is_old or longest < self.GRACE:
             return
         self._names, self._last = names, monotonic()
         screen.write("".join(f"{line}\n" for line in self.waiting))

@@ -164,7 +164,9 @@ def format_why(reasons: Reasons, now: float, *, color: bool = False) -> str:
 def _ago(moment: float | None, now: float) -> str:
     from lowsuper.ctl.table import format_uptime
 
-    return "" if moment is None else f"{format_uptime(now - moment)} ago"
+    if moment is None:
+        return ""
+    return f"{format_uptime(now - moment)} ago" if now - moment >= 1 else "just now"
 
 
 def _why_rows(reasons: Reasons, now: float) -> list[tuple[str, str]]:

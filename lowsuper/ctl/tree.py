@@ -17,7 +17,7 @@ STATES = {
     "D": "in an uninterruptible call",
     "T": "stopped by a signal",
     "t": "stopped by a tracer",
-    "Z": "zombie",
+    "Z": "a zombie",
 }
 """The states worth a word; sleeping is not."""
 
