@@ -393,11 +393,11 @@ class Notifications:
                 is_cut = bool(flags & _socket.MSG_TRUNC)
                 self._take(peer, data, is_cut=is_cut)
         finally:
+            if pidfd >= 0:
+                os.close(pidfd)
             # That of a BARRIER=1 is answered by its closing; to keep others was not promised.
             for fd in fds:
                 os.close(fd)
-            if pidfd >= 0:
-                os.close(pidfd)
         return True
 
     # Who it is.
@@ -414,7 +414,10 @@ class Notifications:
             now = self._loop.now()
             if now >= self._quiet_until:
                 self._quiet_until = now + QUIET
-                self._say(f"a notification of pid {pid} (uid {uid}) was refused: it is no daemon's")
+                why = "it is no daemon's"
+                if not process.is_running(pid):
+                    why = "it has ended, so nobody knows whose it was; it should wait to be heard"
+                self._say(f"a notification of pid {pid} (uid {uid}) was refused: {why}")
             return None
         if peer.access_all:
             return peer

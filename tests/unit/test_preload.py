@@ -12,6 +12,7 @@ ROOTS = ("kernel.world", "supervisor")
 NEVER_IN_A_JAIL = {
     "config": "files are read outside",
     "kernel.source": "files are read outside",
+    "kernel.parent": "the process outside tells who has started it",
     "kernel.peer": "who asks is looked at outside",
     "kernel.tail": "control clients are served outside",
     "kernel.logger": "a configuration with a jail and such a log is refused",
