@@ -7,7 +7,7 @@ See mount_namespaces(7), pid_namespaces(7).
 from __future__ import annotations
 
 import os
-from errno import ENOSYS, EPERM
+from errno import EINVAL, ENOSYS, EPERM
 
 from lowsuper.errors import KernelError
 from lowsuper.kernel.native import ffi, lib
@@ -158,11 +158,36 @@ def pivot_keeping(old_root: str) -> None:
     os.chdir("/")
 
 
+def _is_initramfs() -> bool:
+    """Return whether the root directory is that of the kernel's own first mount."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return any(line.split()[4] == "/" and " - rootfs " in line for line in file)
+
+
+def _cover_root() -> None:
+    """Move the mount that is the working directory over the root directory, and live in it."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    here_fd = os.open(".", flags)
+    root_fd = os.open("/", flags)
+    try:
+        attach(here_fd, root_fd, "/")
+        os.chroot(".")
+        os.chdir("/")
+    finally:
+        os.close(root_fd)
+        os.close(here_fd)
+
+
 def pivot_here() -> None:
     """Make the working directory, which must be a mount, the root, and let go of the old one.
 
-    See pivot_root(2), "pivot_root(".", ".")".
+    See pivot_root(2), "pivot_root(".", ".")". An initramfs stays the first of all mounts: there it
+    is covered, as switch_root(8) does, and a process with CAP_SYS_ADMIN could uncover it.
     """
-    _succeed(lib.lowsuper_pivot_root(b".", b"."), "pivot_root")
+    result = lib.lowsuper_pivot_root(b".", b".")
+    if result == -EINVAL and _is_initramfs():
+        _cover_root()
+        return
+    _succeed(result, "pivot_root")
     _succeed(lib.lowsuper_umount(b".", _MNT_DETACH), "umount2", "the old root")
     os.chdir("/")
