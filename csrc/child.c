@@ -459,6 +459,31 @@ static void drop_sigpipe(void)
 }
 
 /*
+ * Where the master left room for it: the number that this process has where it is, for
+ * sd_watchdog_enabled(3). In a pid namespace nobody but we can know it.
+ */
+static void fill_watchdog_pid(char **envp)
+{
+	static const char room[] = "WATCHDOG_PID=0000000000";
+	const size_t start = sizeof "WATCHDOG_PID=" - 1;
+
+	for (; *envp; envp++) {
+		char *text = *envp, digits[12];
+		size_t i = 0, count = 0;
+
+		while (room[i] && text[i] == room[i])
+			i++;
+		if (room[i] || text[i])
+			continue;
+		for (pid_t pid = getpid(); pid; pid /= 10)
+			digits[count++] = (char)('0' + pid % 10);
+		for (i = start; count; i++)
+			text[i] = digits[--count];
+		text[i] = '\0';
+	}
+}
+
+/*
  * The programs in order, as execvp(3) does with PATH: what is not there, or may not be executed,
  * is passed over, and EACCES is remembered, since "not found" would then be a lie. A file that the
  * kernel does not know (ENOEXEC) is an error and not a shell script.
@@ -473,6 +498,7 @@ static int step_execve(struct task *task, int32_t *arg)
 
 	if (write_record(task, LOWSUPER_STEP_EXECVE, 0, 0))
 		drop_sigpipe(); /* the master died, and this daemon may live on without it */
+	fill_watchdog_pid(task->envp);
 	/* All were blocked since stage 1. From here on a signal ends this process as the daemon. */
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof none);
 	for (uint32_t i = 0; i < task->plan->programs; i++) {

@@ -171,6 +171,8 @@ class Notifications:
         found = [b"NOTIFY_SOCKET=" + os.fsencode(self._address_for(spec))]
         if spec.watchdog is not None:
             found.append(b"WATCHDOG_USEC=%d" % max(1, spec.watchdog // 1000))
+            if spec.notify_access != "all":
+                found.append(b"WATCHDOG_PID=0000000000")  # the helper fills it in: csrc/child.c
         return tuple(found)
 
     def prepare(self) -> None:

@@ -21,6 +21,7 @@ from masters import (
     needs_root,
     quote,
     read_environ,
+    status_of,
 )
 from puppets import Puppet
 from test_ready_ways import count_fds, expect_ready, expect_unready
@@ -194,6 +195,7 @@ def test_only_those_who_ask_get_a_socket(open_masters, puppet):
     )
     assert not {b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID"} & none.keys()
     assert dog[b"WATCHDOG_USEC"] == b"3600000000"
+    assert int(dog[b"WATCHDOG_PID"]) == master.pid_of("dog")
     assert dog[b"NOTIFY_SOCKET"] == own[b"NOTIFY_SOCKET"] != b"/nowhere"
     assert not {b"WATCHDOG_USEC", b"WATCHDOG_PID"} & own.keys()
     assert master.stop() == 0
@@ -290,6 +292,18 @@ def test_watchdog_that_is_let_go_of_does_not_bite(open_masters, puppet, text):
     puppet.do(master, "notify", text)
     select.select([], [], [], 0.6)  # twice as long
     master.expect_silence("watchdog")
+
+
+@needs_root
+def test_daemon_in_a_pid_namespace_has_its_own_number_for_the_watchdog(open_masters, puppet):
+    master = begin(open_masters, puppet, "watchdog=1h", rung="pidns")
+    number = puppet.do(master, "variable", "WATCHDOG_PID")
+    assert number == status_of(master.pid_of("puppet"))["NSpid"].split()[-1]
+
+
+def test_any_process_feeds_where_all_may_notify(open_masters, puppet):
+    master = begin(open_masters, puppet, "watchdog=1h,notify_access=all")
+    assert puppet.do(master, "variable", "WATCHDOG_PID") == "-"
 
 
 # Hostile ones.
