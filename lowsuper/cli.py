@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lowsuper.kernel.instance import Claim
+    from lowsuper.kernel.jail import Supervise
     from lowsuper.kernel.log import Log
     from lowsuper.kernel.spawn import Spawner
+    from lowsuper.kernel.teller import Teller
     from lowsuper.model import MasterSpec
 
 USAGE = """\
 usage: lowsuper [run] FILE.ini [--OPTION [VALUE]]...
        lowsuper [run] --OPTION [VALUE]...
+       lowsuper run [FILE.ini] [--timeout TIME] [--strict] [--keep-logs DIR] -- COMMAND...
        lowsuper check FILE.ini [--json] [--exec]
        lowsuper VERB [NAME]... [-n INSTANCE] [--OPTION]...
        lowsuper enter [--user NAME] FILE|NAME|PID [-- COMMAND...]
@@ -36,7 +39,8 @@ usage: lowsuper [run] FILE.ini [--OPTION [VALUE]]...
 
 Looks after the daemons of a uWSGI configuration file: starts, restarts, reloads and stops them.
 
-  run      stay in the foreground until the daemons are stopped (the default)
+  run      stay in the foreground until the daemons are stopped (the default); with a COMMAND:
+           run that when they are ready, then stop them, and end with its exit status
   check    read everything, start nothing, and report every problem
   enter    run a shell or a command in a jail
   doctor   try what this machine lets lowsuper do, and say what to change
@@ -61,8 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with the given arguments, or those of the process; return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _fill_standard_descriptors()
+    return _guard(lambda: _dispatch(words))
+
+
+def _guard(act: Callable[[], int]) -> int:
+    """Return the exit code of what is done, or of what it has failed with, which is said."""
     try:
-        return _dispatch(words)
+        return act()
     except (ConfigError, PlanError) as error:
         for line in _explain(error):
             _complain(line)
@@ -79,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OWN_FAILURE
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str]) -> int:  # noqa: PLR0911  # a table
     match words:
         case [] | ["--help" | "-h" | "help", *_]:
             (sys.stdout if words else sys.stderr).write(USAGE)
@@ -101,6 +110,10 @@ def _dispatch(words: list[str]) -> int:
             from lowsuper import enter
 
             return enter.main(rest)
+        case ["run", *rest] if "--" in rest:
+            from lowsuper import run
+
+            return run.main(rest, _serve)
         case _:
             return _ask_or_run(words)
 
@@ -117,6 +130,11 @@ def _ask_or_run(words: list[str]) -> int:
         if code is not None:
             return code
     return _run(words)
+
+
+def _serve(arguments: Sequence[str], teller: Teller) -> int:
+    """Be the master behind the process that runs a command."""
+    return _guard(lambda: _run(list(arguments), teller))
 
 
 def _nothing() -> None:
@@ -143,7 +161,7 @@ def _complain(text: str) -> None:
     os.write(2, f"lowsuper: {text}\n".encode("utf-8", "backslashreplace"))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], teller: Teller | None = None) -> int:
     """Read the configuration, go to the background if asked to, and supervise."""
     try:
         start = os.getcwd()
@@ -151,19 +169,23 @@ def _run(arguments: list[str]) -> int:
         raise KernelError(
             "getcwd", error.errno or 0, "", "start lowsuper from a directory that exists"
         ) from error
-    load = _loader(arguments, start)
+    load = _loader(arguments, start, teller)
     spec = load(False)
     from lowsuper.kernel.instance import claim
 
     claimed = claim(spec, os.environ)
     try:
-        return _run_claimed(spec, load, start, claimed)
+        return _run_claimed(spec, load, start, claimed, teller)
     finally:
         claimed.close()
 
 
 def _run_claimed(
-    spec: MasterSpec, load: Callable[[bool], MasterSpec], start: str, claimed: Claim
+    spec: MasterSpec,
+    load: Callable[[bool], MasterSpec],
+    start: str,
+    claimed: Claim,
+    teller: Teller | None = None,
 ) -> int:
     """Go to the background if asked to, and supervise, as the only master of its kind."""
     announce: Callable[[], None] = _nothing
@@ -186,13 +208,23 @@ def _run_claimed(
             log,
             reload,
             announce,
+            watch=None if teller is None else (teller.fd, teller.take),
             prepared=prepared,
             claim=claimed,
             preview=lambda: load(True),
+            teller=teller,
         )
+    supervise: Supervise = _supervise
+    if teller is not None:
+        from functools import partial
+
+        teller.begin_jailed()
+        supervise = partial(_supervise, teller=teller)
     from lowsuper.kernel.jail import Warden
 
-    warden = Warden(spec, log, reload, announce, _supervise)
+    warden = Warden(spec, log, reload, announce, supervise)
+    if teller is not None:
+        warden.relay = teller.relay
     prepared()
     return warden.run()
 
@@ -209,6 +241,7 @@ def _supervise(
     prepared: Callable[[], None] = _nothing,
     claim: Claim | None = None,
     preview: Callable[[], MasterSpec] | None = None,
+    teller: Teller | None = None,
 ) -> int:
     """Run a master in this process until it has ended; see `kernel.world`."""
     from lowsuper.events import Boot
@@ -228,6 +261,8 @@ def _supervise(
     )
     prepared()
     supervisor = Supervisor(spec, world)
+    if teller is not None:
+        teller.attach(world, supervisor, -1 if spawner is None or watch is None else watch[0])
     supervisor.post(Boot())
     return world.run(supervisor)
 
@@ -286,7 +321,9 @@ def _first_log(spec: MasterSpec) -> str | None:
     return spec.logto if drops else spec.logto2 or spec.logto
 
 
-def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
+def _loader(
+    arguments: list[str], start: str, teller: Teller | None = None
+) -> Callable[[bool], MasterSpec]:
     """Return what reads the configuration, now and at each reload, as from the first directory."""
     environ = dict(os.environ)
 
@@ -303,6 +340,8 @@ def _loader(arguments: list[str], start: str) -> Callable[[bool], MasterSpec]:
             if here >= 0:
                 _enter_or_root(start)
             spec = fill_in(load_config(arguments, environ, is_reload=is_reload))
+            if teller is not None:
+                spec = teller.adapt(spec)
             if spec.jail is not None and spec.jail.is_elsewhere:
                 from lowsuper.kernel.jail import examine
 

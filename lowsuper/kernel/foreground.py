@@ -40,8 +40,15 @@ _PASSED = (
 # The child.
 
 
-def attend(pid: int, channel_fd: int) -> Never:
-    """Look after our child `pid`, with all signals blocked, until it has ended; then end."""
+def attend(pid: int, channel_fd: int, *, sweeps: bool = False) -> Never:
+    """Look after our child `pid`, with all signals blocked, until it has ended; then end.
+
+    Args:
+        pid: the command.
+        channel_fd: our end.
+        sweeps: we are a subreaper, so that what the command leaves behind comes to us. It is
+            killed if nobody is there any more to whom it goes next.
+    """
     signal_fd = native.signalfd_create((_signal.SIGCHLD,))
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, fileno=channel_fd)
     _tell(channel, f"started {pid}")
@@ -55,7 +62,7 @@ def attend(pid: int, channel_fd: int) -> Never:
             _signal_group(pid, _signal.SIGKILL)
         if signal_fd in ready:
             native.signalfd_read(signal_fd)
-            _reap(pid, channel)
+            _reap(pid, channel, sweeps=sweeps and is_alone)
         if channel_fd in ready and not is_alone:
             packet = channel.recv(_PACKET)
             if packet:
@@ -67,15 +74,42 @@ def attend(pid: int, channel_fd: int) -> Never:
             _signal_group(pid, _signal.SIGCONT)
 
 
-def _reap(pid: int, channel: _socket.socket) -> None:
+def _reap(pid: int, channel: _socket.socket, *, sweeps: bool) -> None:
     while True:
-        found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+        found, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
         if not found:
             return
+        if found != pid:
+            continue  # an orphan that was handed to us
         if not os.WIFSTOPPED(status):
             _tell(channel, f"ended {status}")
+            if sweeps:
+                _kill_rest()
             os._exit(0)
         _tell(channel, f"stopped {os.WSTOPSIG(status)}")
+
+
+def _kill_rest() -> None:
+    """SIGKILL our children, and theirs, which become ours then, until none is left."""
+    while pids := list_children():
+        for pid in pids:
+            os.kill(pid, _signal.SIGKILL)  # a child's number is its own until we reap it
+            os.waitpid(pid, 0)
+
+
+def list_children() -> list[int]:
+    """Return the children of this process, which has one thread; [] where /proc does not tell.
+
+    See proc_pid_task_tid_children(5); Linux 3.5, and CONFIG_PROC_CHILDREN.
+    """
+    pid = os.getpid()
+    try:
+        if os.readlink("/proc/self") != str(pid):
+            return []  # it is of another pid namespace
+        with open(f"/proc/self/task/{pid}/children", "rb") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:
+        return []
 
 
 def _signal_group(pid: int, signal: int) -> None:
@@ -99,11 +133,11 @@ def _tell(channel: _socket.socket, text: str) -> None:
 class Job:
     """Stands for a command that is to run: the parent's side."""
 
-    def __init__(self) -> None:
-        """Begin to take the signals; look at the terminal."""
+    def __init__(self, *more: int) -> None:
+        """Begin to take the signals, these too; look at the terminal."""
         self.mask: set[int] = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
-        self._signal_fd = native.signalfd_create((*_PASSED, _signal.SIGCONT))
-        # To give the terminal away from the background, and for `_stop_here`.
+        self.signal_fd = native.signalfd_create((*_PASSED, _signal.SIGCONT, *more))
+        # To give the terminal away from the background, and for `stop_here`.
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _STOPS)
         self._channel: _socket.socket | None = None
         self._command = 0
@@ -111,9 +145,8 @@ class Job:
             self._terminal_fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:
             self._terminal_fd = -1  # there is none, and so no jobs
-        self.in_front = self._is_interactive()
-        self._is_lent = self.in_front
-        self._modes = self._read_modes() if self.in_front else None
+        self.in_front = self._is_lent = False  # until the command begins
+        self._modes: list[int | list[bytes | int]] | None = None
         self._status: int | None = None
 
     def _is_interactive(self) -> bool:
@@ -134,6 +167,21 @@ class Job:
         Args:
             start: run in a child of ours; it is given its end of the channel for `attend`.
         """
+        pid, channel = self.begin(start)
+        try:
+            self._wait(channel)
+        finally:
+            self.end()
+            os.waitpid(pid, 0)
+        return self._status
+
+    def begin(self, start: Callable[[int], Never]) -> tuple[int, _socket.socket]:
+        """Start the command as `run` does; return the child's pid and our end of the channel.
+
+        The caller calls `take_packet` whenever that is readable, then `end`, and reaps the child.
+        """
+        self.in_front = self._is_lent = self._is_interactive()
+        self._modes = self._read_modes() if self.in_front else None
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
@@ -143,37 +191,43 @@ class Job:
                 os._exit(EXIT_FAILED)
         theirs.close()
         self._channel = ours
-        try:
-            self._wait(ours)
-        finally:
-            self._channel = None
-            ours.close()
-            self._take_terminal()
-            os.waitpid(pid, 0)
+        return pid, ours
+
+    def end(self) -> int | None:
+        """Have the terminal again; return the raw wait status, or None, as `run` does."""
+        assert self._channel is not None
+        self._channel.close()
+        self._channel = None
+        self._take_terminal()
         if self._status is not None and os.WIFSIGNALED(self._status):
             self._restore_modes()
         return self._status
 
     def close(self) -> None:
         """Close the descriptors."""
-        os.close(self._signal_fd)
+        os.close(self.signal_fd)
         if self._terminal_fd >= 0:
             os.close(self._terminal_fd)
 
     def _wait(self, channel: _socket.socket) -> None:
         poller = poll()
         poller.register(channel.fileno(), POLLIN)
-        poller.register(self._signal_fd, POLLIN)
+        poller.register(self.signal_fd, POLLIN)
         while True:
             ready = [fd for fd, _ in poller.poll()]
-            if channel.fileno() in ready:
-                packet = channel.recv(_PACKET)
-                if not packet:
-                    return
-                self._take(packet.decode())
-            if self._signal_fd in ready:
-                for number in native.signalfd_read(self._signal_fd):
-                    self._pass_on(number)
+            if channel.fileno() in ready and not self.take_packet():
+                return
+            if self.signal_fd in ready:
+                for number in native.signalfd_read(self.signal_fd):
+                    self.pass_on(number)
+
+    def take_packet(self) -> bool:
+        """Take what the command's parent says; return False when it has ended."""
+        assert self._channel is not None
+        packet = self._channel.recv(_PACKET)
+        if packet:
+            self._take(packet.decode())
+        return bool(packet)
 
     def _take(self, packet: str) -> None:
         word, number = packet.split()
@@ -187,7 +241,8 @@ class Job:
             case _:
                 raise AssertionError(packet)
 
-    def _pass_on(self, signal: int) -> None:
+    def pass_on(self, signal: int) -> None:
+        """Send the command's process group a signal that was sent to us."""
         # As when we began: a pipeline keeps the terminal until it is asked for it.
         if signal == _signal.SIGCONT and self.in_front and self._is_in_foreground():
             self._lend_terminal()
@@ -210,7 +265,7 @@ class Job:
             self._send(_signal.SIGCONT)
             return
         self._take_terminal()
-        if self._stop_here(signal if signal in _STOPS else _signal.SIGTSTP):
+        if self.stop_here(signal if signal in _STOPS else _signal.SIGTSTP):
             return  # that we were continued is told by the signal descriptor
         # We are in an orphaned group, which the kernel does not stop: there is no shell to come
         # back to.
@@ -220,7 +275,7 @@ class Job:
             self._lend_terminal()
         self._send(_signal.SIGCONT)
 
-    def _stop_here(self, signal: int) -> bool:
+    def stop_here(self, signal: int) -> bool:
         """Stop our whole job; return whether we were stopped and are continued."""
         os.kill(0, signal)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signal,))  # here time passes

@@ -4,8 +4,8 @@ Outside, `Warden` performs what `lowsuper.jail` decides, single-threaded as the 
 namespace needs it. Inside, `live` makes the jail, seals Python's imports, and runs the master, as
 the first process there if the jail has a pid namespace. The two talk over a socketpair, in packets
 of words parted by NUL bytes: from inside `place PATH DEVICE INODE KIND`, `entered`, `ready`,
-`reload`, `failed CODE TEXT` and `finished CODE`; from outside `go`, and `log` with the descriptor
-of a log file that was opened again. Its end tells each side that the other is dead.
+`reload`, `failed CODE TEXT`, `finished CODE` and `front WORDS`; from outside `go`, and `log` with
+the descriptor of a log file that was opened again. Its end tells each side that the other is dead.
 
 Rule: of the descriptors of before the change of root the jail has 0, 1 and 2, its end of the
 socketpair, /dev/null, and the spawner's (the helper program, the master's own pidfd): each is a
@@ -201,6 +201,7 @@ class Warden:
         self._pidfiles: set[str] = set()
         self._put_env: list[EnvChange] = []  # by hooks
         self._jail: _Inmate | None = None
+        self.relay: Callable[[list[str]], None] | None = None  # gets what a `Teller` inside says
         self._joiner: Joiner | None = None
         self._share: Share | None = None
         self._dead: tuple[_Inmate, JailEnded] | None = None  # but not all that was in it
@@ -432,6 +433,7 @@ class Warden:
         theirs.close()
         ours.setblocking(False)
         self._jail = inmate = _Inmate(pid, ours, made)
+        inmate.relay = self.relay
         inmate.shared = any(each.kind == mount.NEWPID for each in joined)
         self._loop.watch(inmate.pidfd, READ, self._on_jail_end)
         self._loop.watch(ours.fileno(), READ, self._on_message)
@@ -668,6 +670,7 @@ class _Inmate:
         "pid",
         "pidfd",
         "places",
+        "relay",
         "shared",
     )
 
@@ -675,6 +678,7 @@ class _Inmate:
         self.pid, self.channel, self.made = pid, channel, made
         self.pidfd = os.pidfd_open(pid)  # our child that nobody has reaped
         self.places: list[Place] = []
+        self.relay: Callable[[list[str]], None] | None = None
         self.entered = self.shared = False
         self._code: int | None = None
         self._failure = ""
@@ -708,6 +712,8 @@ class _Inmate:
                 self._failure, self._code = text, int(code)
             case "finished", [code]:
                 self._code = int(code)
+            case "front", _ if self.relay is not None:
+                self.relay(rest)
             case _:
                 raise AssertionError(f"the jail said {word}")
 

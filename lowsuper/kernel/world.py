@@ -121,6 +121,7 @@ class World:
         """
         self._load, self._announce, self._log = load, announce, log
         self._supervisor: Supervisor
+        self.observer: Callable[[], None] | None = None  # called after each turn
         self._exit_code: int | None = None
         self._lives: dict[str, Life | SmartLife] = {}
         self._children: dict[int, Callable[[], None]] = {}
@@ -209,6 +210,11 @@ class World:
             self._rights = resolve_rights(spec, resolve_master(spec))
         return self._rights
 
+    @property
+    def loop(self) -> Loop:
+        """What calls back."""
+        return self._loop
+
     def leaf_of(self, name: str) -> str | None:
         """Return the directory of a daemon's cgroup; None: it has none."""
         life = self._lives.get(name)
@@ -239,6 +245,8 @@ class World:
 
     def _end_turn(self) -> None:
         """Do what nobody waits for: close what is over, write the lines."""
+        if self.observer is not None:
+            self.observer()
         if self._over:
             over, self._over = self._over, []
             for life in over:

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "command": "model record",
     "control": "changes chronicle events machine model record report units wire",
     "config": "command errors model record units config",
+    "foreground": "errors record units",
     "jail": "backoff events model record report units",
     # The world.
     "kernel": "errors events plan record units kernel",
@@ -72,6 +73,9 @@ MAY_IMPORT = {
     "kernel.jail": "errors events jail model plan report units kernel",
     "kernel.enter": "errors plan record kernel",
     "kernel.foreground": "kernel",
+    "kernel.front": "errors foreground units kernel",
+    "kernel.teller": "chronicle control errors events machine master model report supervisor units"
+    " kernel",
     "kernel.inspect": "command errors identity model script units",
     "kernel.pidfile": "errors identity kernel",
     "kernel.log": "errors wire kernel.loop kernel.sink",
@@ -85,9 +89,10 @@ MAY_IMPORT = {
     " kernel.privilege kernel.source model plan",
     "doctor": "check config.wording errors kernel.premises kernel.probe model",
     "enter": "kernel model",
+    "run": "units kernel",
     "client": "errors units wire kernel.instance",
     "ctl": "client errors record units wire ctl",
-    "cli": "check ctl doctor enter config.wording errors events kernel model supervisor",
+    "cli": "check ctl doctor enter run config.wording errors events kernel model supervisor",
     "__main__": "cli",
     "__init__": "client",
 }
@@ -116,6 +121,7 @@ PURE = {
         "script",
         "wire",
         "backoff",
+        "foreground",
         "jail",
         "machine",
         "master",
