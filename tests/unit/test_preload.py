@@ -14,9 +14,11 @@ NEVER_IN_A_JAIL = {
     "kernel.source": "files are read outside",
     "kernel.parent": "the process outside tells who has started it",
     "kernel.peer": "who asks is looked at outside",
+    "kernel.lobby": "it is the process outside",
     "kernel.tail": "control clients are served outside",
     "kernel.logger": "a configuration with a jail and such a log is refused",
     "kernel.setns": "the process outside shares the namespaces",
+    "kernel.controllers": "limits of cgroups are refused where a jail hides the cgroups",
 }
 BUILT_IN = {*sys.builtin_module_names, "_frozen_importlib"}
 NOT_ASKED = {"pwd", "grp"}  # `accounts.use_files` comes first
