@@ -581,7 +581,7 @@ class Instance(Record):
     """A master that runs."""
 
     name: str
-    pid: int  # 0: it is in another pid namespace
+    pid: int  # 0: it is in another pid namespace, or not to be seen
     file: str  # its configuration; "": it was given by options only
     socket: str  # the path of its control socket; "": it has none in the runtime directory
 
@@ -636,8 +636,7 @@ def _find_instance(name: str, directory: str, dir_fd: int) -> Instance | None:
     except FileNotFoundError:
         return None
     except PermissionError:
-        pid = find_listener(path) if socket else 0
-        return Instance(name, pid, "", socket) if pid else None
+        return _ask_socket(name, socket) if socket else None
     try:
         end = monotonic() + PATIENCE
         while is_locked(fd):
@@ -651,6 +650,20 @@ def _find_instance(name: str, directory: str, dir_fd: int) -> Instance | None:
     finally:
         os.close(fd)
     return None
+
+
+def _ask_socket(name: str, path: str) -> Instance | None:
+    """Return what a socket alone tells of an instance; None: nobody listens there."""
+    try:
+        connected = connect(path)
+    except PermissionError:
+        return Instance(name, 0, "", path)  # whether anybody listens is not for us to know
+    except OSError:
+        return None
+    try:
+        return Instance(name, read_peer(connected)[0], "", path)
+    finally:
+        connected.close()
 
 
 def is_locked(fd: int) -> bool:
@@ -714,15 +727,3 @@ def read_peer(connected: _socket.socket) -> tuple[int, int, int]:
     data = connected.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(data)
     return pid, uid, gid
-
-
-def find_listener(path: str) -> int:
-    """Return the pid of who listens to a socket; 0: nobody, or it is not to be seen."""
-    try:
-        connected = connect(path)
-    except OSError:
-        return 0
-    try:
-        return read_peer(connected)[0]
-    finally:
-        connected.close()
