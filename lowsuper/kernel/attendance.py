@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec
     from lowsuper.plan import Environment, SpawnPlan
-    from lowsuper.units import RunId
+    from lowsuper.units import Ns, RunId
 
 _OWN_VARIABLES = (b"NOTIFY_SOCKET=", b"WATCHDOG_USEC=", b"WATCHDOG_PID=")
 
@@ -108,7 +108,11 @@ class Attendance:
         is_ready = getattr(state, "ready", None)  # that of Up; other states have none
         if is_ready is not False:
             self._probers.end(name)
-        self._notifications.runs(name, ready=bool(is_ready))
+        self._notifications.runs(name, ready=is_ready)
+
+    def awaited_until(self, name: str, run: RunId) -> Ns:
+        """Return until when a run that is not ready has asked to be waited for; 0: it has not."""
+        return self._notifications.awaited_until(name, run)
 
     def forget(self, name: str, life: Life) -> None:
         """Listen no more to a life that is over."""

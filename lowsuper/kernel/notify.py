@@ -67,6 +67,7 @@ SHARE: Ns = SECOND // 200  # ...and in...
 WINDOW: Ns = SECOND // 20  # ...this time: a tenth of a processor
 FLOOD_PATIENCE: Ns = SECOND  # for the watchdog of one that others keep from being heard
 QUIET: Ns = 60 * SECOND  # between two lines about strangers
+LONGEST_EXTENSION: Ns = 86_400 * SECOND  # from each time that it is asked for
 LONGEST_WATCHDOG = 100 * 365 * 86_400 * SECOND
 KEY = "notify\0"  # of timers; no daemon has a name with such a character
 
@@ -94,10 +95,12 @@ class Peer:
 
     __slots__ = (
         "access_all",
+        "awaited_until",
         "fed",
         "found",
         "interval",
         "is_fed",
+        "is_late",
         "is_ready",
         "is_up",
         "life",
@@ -116,7 +119,9 @@ class Peer:
         self.interval: Ns = spec.watchdog or 0
         self.main: tuple[int, int] = (0, 0)  # what it said is its main process: pid and inode
         self.found = found
+        self.awaited_until: Ns = 0  # as it has asked for; counts until it is ready
         self.is_up = False  # it is ready, whoever said so
+        self.is_late = False  # it is waited for
         self.is_ready = False  # it said so
         self.is_fed = False  # its watchdog runs...
         self.fed: Ns = 0  # ...since then
@@ -288,16 +293,24 @@ class Notifications:
         if peer is not None:
             self._post(name, Ready(peer.run))
 
-    def runs(self, name: str, *, ready: bool) -> None:
-        """Take note that a daemon runs and is ready, or that it is not (any more).
+    def awaited_until(self, name: str, run: RunId) -> Ns:
+        """Return until when a run has asked to be waited for; 0: it has not."""
+        peer = self._peers.get(name)
+        return 0 if peer is None or peer.run != run or not peer.is_late else peer.awaited_until
+
+    def runs(self, name: str, *, ready: bool | None) -> None:
+        """Take note that a daemon runs and is ready or not; None: that it does not.
 
         The watchdog begins then; that of a daemon which an earlier master started begins when
         it is fed for the first time, since it may feed a socket that is no more.
         """
         peer = self._peers.get(name)
-        if peer is None or peer.is_up == ready:
+        if peer is None:
             return
-        peer.is_up = ready
+        peer.is_late = ready is False
+        if peer.is_up == bool(ready):
+            return
+        peer.is_up = bool(ready)
         if not ready:
             self._starve(peer)
         elif not peer.is_fed and not peer.found:
@@ -493,6 +506,8 @@ class Notifications:
         if (number := _number(words.get(b"ERRNO"))) and number < 4096:
             peer.status = f"{peer.status} ({os.strerror(number)})".strip()
         self._take_phase(peer, words)
+        if (span := _number(words.get(b"EXTEND_TIMEOUT_USEC"))) is not None:
+            peer.awaited_until = self._loop.now() + min(span * 1000, LONGEST_EXTENSION)
         self._take_watchdog(peer, words)
         if b"MAINPID" in words:
             self._take_main(peer, words[b"MAINPID"])

@@ -332,7 +332,15 @@ class World:
 
     def set_timer(self, name: str, run: RunId, at: Ns) -> None:
         """Set the daemon's only timer."""
-        self._loop.set_timer(name, at, lambda: self._supervisor.post_daemon(name, Timer(run)))
+        self._loop.set_timer(name, at, lambda: self._on_timer(name, run))
+
+    def _on_timer(self, name: str, run: RunId) -> None:
+        if self._attending is not None:
+            later = self._attending.awaited_until(name, run)
+            if later > self.now():
+                self.set_timer(name, run, later)
+                return
+        self._supervisor.post_daemon(name, Timer(run))
 
     def cancel_timer(self, name: str) -> None:
         """Forget the daemon's timer."""

@@ -124,7 +124,9 @@ def send(path, text, uid=None):
         "uid = int(sys.argv[3])\n"
         "if uid: os.setgid(uid), os.setuid(uid)\n"
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
-        "s.connect(sys.argv[1]); s.send(sys.argv[2].encode())\n"
+        "s.connect(sys.argv[1]); r, w = os.pipe()
+"
+        "socket.send_fds(s, [sys.argv[2].encode()], [w]); os.close(w); os.read(r, 1)\n"
     )
     words = [sys.executable, "-I", "-S", "-c", code, path, text, str(uid or 0)]
     subprocess.run(words, check=True, timeout=DEADLINE)
@@ -251,6 +253,20 @@ def test_master_that_drops_its_privileges_hears_its_daemons(open_masters, puppet
     puppet.do(master, "notify", "READY=1")
     expect_ready(master)
     assert master.stop() == 0
+
+
+def test_daemon_can_ask_for_more_time_to_start_and_not_to_stop(open_masters, puppet):
+    keys = "ready=notify,start_timeout=500ms,stop_timeout=300ms,stopsignal=CONT"
+    master = begin(open_masters, puppet, keys)
+    for _ in range(4):
+        puppet.do(master, "notify", "EXTEND_TIMEOUT_USEC=600000")
+        select.select([], [], [], 0.2)  # more than its start_timeout in all
+    master.expect_silence("not ready after")
+    puppet.do(master, "notify", "EXTEND_TIMEOUT_USEC=100000000")
+    puppet.do(master, "notify", "EXTEND_TIMEOUT_USEC=1000")
+    master.wait_line("puppet: not ready after")
+    puppet.tell("notify EXTEND_TIMEOUT_USEC=100000000")
+    master.wait_line("puppet: still there after 3.* ms: SIGKILL")
 
 
 # Watchdogs.
