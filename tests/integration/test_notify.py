@@ -124,8 +124,7 @@ def send(path, text, uid=None):
         "uid = int(sys.argv[3])\n"
         "if uid: os.setgid(uid), os.setuid(uid)\n"
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
-        "s.connect(sys.argv[1]); r, w = os.pipe()
-"
+        "s.connect(sys.argv[1]); r, w = os.pipe()\n"
         "socket.send_fds(s, [sys.argv[2].encode()], [w]); os.close(w); os.read(r, 1)\n"
     )
     words = [sys.executable, "-I", "-S", "-c", code, path, text, str(uid or 0)]
