@@ -145,6 +145,16 @@ def test_postgresql_by_the_uid_of_the_master_lives_through_it_all(open_masters, 
     assert_is_postgres(pid)
 
 
+def test_postgresql_notifies_when_it_takes_queries(open_masters, cluster):
+    """Debian builds it with libsystemd; its socket would be there earlier."""
+    text = f"[daemon:db]\ncommand = {cluster.command}\nuid = postgres\nstop-signal = INT\n"
+    master = open_masters.begin(text + "ready = notify\nstart-timeout = 20s\n")
+    pid = master.wait_started("db")
+    master.wait_line(f"db: pid {pid} is ready after ")
+    assert cluster.query("select 1") == "1"
+    assert master.stop() == 0
+
+
 def test_touch_shuts_postgresql_down_cleanly_and_starts_it_again(open_masters, cluster):
     touched = open_masters.directory / "touched"
     touched.write_text("")
