@@ -100,6 +100,7 @@ class Request(Record):
     pid: int = 0
     kill: bool = False
     wait: bool = False
+    watch: bool = False  # what goes on, and begin nothing
 
 
 # Requests.
@@ -135,6 +136,7 @@ def parse_request(line: bytes) -> Request:
         pid=_take_number(fields, "pid", 1 << 22) or 0,
         kill=_take_bool(fields, "kill"),
         wait=_take_bool(fields, "wait"),
+        watch=_take_bool(fields, "watch"),
     )
     if verb in NEED_NAMES and not request.names:
         raise RequestError(BAD_REQUEST, f"{verb}: names: at least one is needed")

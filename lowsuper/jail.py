@@ -250,6 +250,17 @@ def step(spec: MasterSpec, state: Outside, event: Event, now: Ns) -> Result:  # 
             return state, ()
 
 
+def describe_phase(state: Outside) -> str:
+    """Return what the process outside is at, in the words that a master has for it."""
+    if state.phase == ENDED:
+        return "ended"
+    if state.goal == STOP:
+        return "stopping"
+    if state.goal == RELOAD:
+        return "reloading"
+    return "running" if state.ready else "booting"
+
+
 def _hooks(spec: MasterSpec, phases: tuple[str, ...]) -> tuple[Hook, ...]:
     return tuple(hook for phase in phases for hook in spec.hooks if hook.phase == phase)
 

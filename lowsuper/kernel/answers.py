@@ -119,7 +119,13 @@ class MasterAnswers:
     """Answers for a master, of which this is a part."""
 
     def __init__(
-        self, loop: Loop, supervisor: Supervisor, realm: Realm, *, name: str | None
+        self,
+        loop: Loop,
+        supervisor: Supervisor,
+        realm: Realm,
+        *,
+        name: str,
+        outside: int = 0,
     ) -> None:
         """Begin with nothing rendered.
 
@@ -127,10 +133,11 @@ class MasterAnswers:
             loop: for what is limited in time.
             supervisor: takes what is asked for.
             realm: what can be known.
-            name: of the instance; None: the one who is outside of the jail has it.
+            name: of the instance.
+            outside: the process outside of the jail that it is in; 0: it is in none.
         """
         self._loop, self._supervisor, self._realm = loop, supervisor, realm
-        self._name = name
+        self._name, self._outside = name, outside
         self._rendered: dict[str, tuple[bool, str]] = {}
         self._events: deque[Event] = deque(maxlen=KEPT)
         self._count = 0  # of all events
@@ -262,10 +269,10 @@ class MasterAnswers:
     def _describe_instance(self) -> dict[str, object]:
         master = self._supervisor.master
         return {
-            "name": self._name or self._supervisor.spec.name,
-            "pid": os.getpid(),
+            "name": self._name,
+            "pid": self._outside or os.getpid(),
             "version": control.VERSION,
-            "jail": self._name is None,
+            "jail": self._outside != 0,
             "files": list(self._supervisor.spec.files),
             "phase": master.phase,
             "since": seconds(master.since),
@@ -553,7 +560,7 @@ class MasterAnswers:
             yield LATER
             while not results:
                 master = self._supervisor.master
-                if self._name is None or master.phase in (STOPPING, ENDED):
+                if self._outside or master.phase in (STOPPING, ENDED):
                     # The files are read outside of the jail; or exit-on-reload.
                     return Loading(None, [])
                 if verb == "apply" and not master.loading:
@@ -580,9 +587,10 @@ class MasterAnswers:
         yield answer(changes=control.describe_changes(self._compare(new)))
 
     def _shutdown(self, request: Request, connection: Connection) -> Job:
-        verb = "kill" if request.kill else "shutdown"
-        self._supervisor.post(Asked(verb, (), f"uid {connection.peer.uid}"))
-        yield LATER
+        if not request.watch:
+            verb = "kill" if request.kill else "shutdown"
+            self._supervisor.post(Asked(verb, (), f"uid {connection.peer.uid}"))
+            yield LATER
         if not request.wait:
             yield answer()
             return

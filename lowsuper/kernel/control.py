@@ -324,7 +324,7 @@ class Server:
             connection.out.append(refusal(error))
             self._end_job(connection)
             return
-        except (LowsuperError, OSError) as error:
+        except (LowsuperError, OSError, ImportError) as error:  # in a jail nothing is imported
             connection.out.append(refusal(RequestError(FAILED, str(error))))
             self._end_job(connection)
             return

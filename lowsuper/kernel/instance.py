@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.loop import Loop
     from lowsuper.kernel.watch import Watcher
     from lowsuper.model import MasterSpec
+    from lowsuper.plan import Identity
     from lowsuper.units import Ns
 
 VARIABLE = "LOWSUPER_RUNTIME_DIR"
@@ -572,6 +573,37 @@ class Door:
             os.close(self._dir_fd)
             self._dir_fd = -1
         self._claim.close()
+
+
+def open_door(
+    spec: MasterSpec,
+    claim: Claim,
+    loop: Loop,
+    watcher: Watcher,
+    *,
+    say: Callable[[str], None],
+    on_knock: Callable[[], None],
+    identity: Identity | None = None,
+) -> Door:
+    """Return the door of a master, which is open unless somebody does not want that.
+
+    Args:
+        spec: where the socket file is, and whose.
+        claim: that was taken; closed with the door.
+        loop: what waits for connections.
+        watcher: what tells of the file's removal.
+        say: tells the operator a line.
+        on_knock: called whenever somebody waits to be let in.
+        identity: whom the master becomes; None: nobody else.
+    """
+    door = Door(claim, loop, watcher, say)
+    owner = None
+    if identity is not None or spec.control_owner is not None:
+        from lowsuper.kernel.peer import resolve_owner
+
+        owner = resolve_owner(spec, identity)
+    door.open(spec, on_knock, owner=owner)
+    return door
 
 
 # What the command line asks.

@@ -18,7 +18,8 @@ import _socket
 import gc
 import os
 import sys
-from errno import ENOMEM, ESRCH
+from errno import ENOMEM, EPIPE, ESRCH
+from struct import Struct
 from time import monotonic
 
 from lowsuper import jail
@@ -62,6 +63,8 @@ from lowsuper.jail import (
 from lowsuper.kernel import accounts, mount, native, process, root
 from lowsuper.kernel.domain import enter_place, leave_place, renew_place
 from lowsuper.kernel.fifo import MasterFifo
+from lowsuper.kernel.gate import CLIENT, Gate
+from lowsuper.kernel.instance import open_door
 from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.privilege import resolve, resolve_master
@@ -79,9 +82,13 @@ if TYPE_CHECKING:
 
     from lowsuper.events import Note
     from lowsuper.jail import Action, Event
+    from lowsuper.kernel.control import Server
     from lowsuper.kernel.hooks import Hooks
+    from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.life import Life
+    from lowsuper.kernel.lobby import LobbyAnswers
     from lowsuper.kernel.parent import Parent
+    from lowsuper.kernel.peer import Rights
     from lowsuper.kernel.setns import Joiner, Share
     from lowsuper.kernel.ways import Joined
     from lowsuper.kernel.wiring import Wiring
@@ -100,8 +107,9 @@ if TYPE_CHECKING:
             spawner: Spawner,
             watch: tuple[int, Callable[[], None]],
             null_fd: int,
+            gate: Gate,
         ) -> int:
-            """Run it, with a descriptor to watch besides, and one of /dev/null."""
+            """Run it, with a descriptor to watch besides, one of /dev/null, and a way in."""
 
 
 SIGKILL, SIGTERM, SIGCHLD = 9, 15, 17
@@ -116,6 +124,7 @@ PRELOAD = (
     "resource",
     "select",
     "lowsuper.kernel.answers",
+    "lowsuper.kernel.tail",
     "lowsuper.kernel.world",
     "lowsuper.supervisor",
 )
@@ -177,6 +186,9 @@ class Warden:
         load: Callable[[], MasterSpec | None],
         announce: Callable[[], None],
         supervise: Supervise,
+        *,
+        claim: Claim,
+        preview: Callable[[], MasterSpec],
     ) -> None:
         """Prepare to make the jail of a configuration.
 
@@ -186,6 +198,8 @@ class Warden:
             load: reads the configuration again; None when it is bad, which it said.
             announce: called once when every daemon was started.
             supervise: runs the master, in the jail.
+            claim: what makes it the only master of its kind.
+            preview: reads the configuration again and changes nothing.
 
         Raises:
             KernelError: this machine lacks something.
@@ -207,7 +221,8 @@ class Warden:
         self._dead: tuple[_Inmate, JailEnded] | None = None  # but not all that was in it
         # Once, at the start: the way back from a pid namespace that was only for a child.
         self._own_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self._own_pidfd = process.open_pidfd(os.getpid())
+        self._own_pid = os.getpid()
+        self._own_pidfd = process.open_pidfd(self._own_pid)
         self._loop = Loop()
         self._loop.watch_signals(SIGNALS, self._on_signal)
         log.attach(self._loop)
@@ -226,6 +241,61 @@ class Warden:
         self._fifo.use(spec.master_fifo)
         self._share_namespaces(spec)
         self._cgroup = enter_place(spec)
+        self._claim, self.preview = claim, preview
+        self._lobby: LobbyAnswers | None = None
+        self._server: Server | None = None
+        self._door = open_door(
+            spec, claim, self._loop, self._watcher, say=self.say_line, on_knock=self._on_knock
+        )
+
+    # The control socket.
+
+    def _on_knock(self) -> None:
+        """Let somebody in who wants to ask or to steer."""
+        if self._server is None:
+            from lowsuper.kernel.control import Server
+            from lowsuper.kernel.lobby import LobbyAnswers
+
+            self._lobby = LobbyAnswers(self, self._claim.name)
+            self._server = Server(self._loop, self._lobby, self._find_rights)
+        if self._door.socket is not None and not self._server.accept(self._door.socket):
+            self._door.rest()
+
+    def _find_rights(self) -> Rights:
+        from lowsuper.kernel.peer import resolve_rights
+
+        return resolve_rights(self._spec)
+
+    @property
+    def spec(self) -> MasterSpec:
+        """The configuration in force."""
+        return self._spec
+
+    @property
+    def phase(self) -> str:
+        """What it is at, in the words that a master has for it."""
+        return jail.describe_phase(self._state)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a master in the jail that can be asked."""
+        return self._jail is not None and self._state.going
+
+    def post(self, event: Signalled) -> None:
+        """Take something that happens."""
+        self._queue.append(event)
+
+    def send(self, words: list[str], fds: tuple[int, ...]) -> None:
+        """Send a packet to the master in the jail.
+
+        Raises:
+            OSError: it does not take it now.
+        """
+        if self._jail is None:
+            raise KernelError("send", EPIPE)
+        packed = Struct(f"{len(fds)}i").pack(*fds)
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)
+        self._jail.channel.sendmsg(["\0".join(words).encode()], [rights])
 
     def run(self) -> int:
         """Run until the jail has ended for good; return the exit code."""
@@ -253,6 +323,9 @@ class Warden:
                     self.say_line(str(error))
         if self._share is not None:
             self._share.close()
+        if self._server is not None:
+            self._server.close()
+        self._door.close()
         self._watcher.close()
         self._spawner.close()
         if self._parent is not None:
@@ -471,7 +544,8 @@ class Warden:
                 os.environ.pop(change.name, None)
             else:
                 os.environ[change.name] = change.value
-        live(self._spec, channel_fd, self._own_pidfd, self._supervise, joined)
+        gate = Gate(self._claim.name, self._own_pid)
+        live(self._spec, channel_fd, self._own_pidfd, self._supervise, joined, gate=gate)
 
     def _tell(self, text: bytes) -> None:
         self._log.flush()  # before what its master says to it
@@ -498,7 +572,12 @@ class Warden:
     def _reload(self) -> None:
         if self._parent is not None:
             self._parent.follow("reloading", lambda: "reading the files")
+        lines: list[str] = []
+        self._log.tap = lines
         spec = self._load()
+        self._log.tap = None
+        if self._lobby is not None:
+            self._lobby.loaded(spec, lines)
         if spec is None:
             self._queue.append(LoadRefused())
             return
@@ -734,6 +813,8 @@ def live(
     outer_pidfd: int,
     supervise: Supervise,
     joined: list[Joined],
+    *,
+    gate: Gate,
 ) -> None:
     """Make the jail around this process, and run the master.
 
@@ -749,7 +830,7 @@ def live(
         os.close(outer_pidfd)
         # A ^C at the terminal is for the process outside, which passes it on.
         os.setsid()
-        code = _enter_and_run(spec, channel, supervise, joined)
+        code = _enter_and_run(spec, channel, supervise, joined, gate)
     except PlanError as error:
         text, code = _explain(error.problem), error.exit_code
     except LowsuperError as error:
@@ -774,7 +855,11 @@ def _explain(problem: Problem) -> str:
 
 
 def _enter_and_run(
-    spec: MasterSpec, channel: _socket.socket, supervise: Supervise, joined: list[Joined]
+    spec: MasterSpec,
+    channel: _socket.socket,
+    supervise: Supervise,
+    joined: list[Joined],
+    gate: Gate,
 ) -> int:
     made = spec.jail
     assert made is not None
@@ -812,7 +897,7 @@ def _enter_and_run(
         _send(channel, "reload")
 
     def on_message() -> None:
-        _take_message(channel)
+        _take_message(channel, gate)
 
     code = supervise(
         inner,
@@ -822,6 +907,7 @@ def _enter_and_run(
         spawner=spawner,
         watch=(channel.fileno(), on_message),
         null_fd=null_fd,
+        gate=gate,
     )
     if "pid" in made.namespaces:
         end_rest(spec.reload_mercy / SECOND)
@@ -856,10 +942,14 @@ def _send(channel: _socket.socket, *words: str) -> None:
         os._exit(EXIT_FAILED)  # the process outside is dead, and so is the jail
 
 
-def _take_message(channel: _socket.socket) -> None:
-    packet, rights, _, _ = channel.recvmsg(PACKET, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+def _take_message(channel: _socket.socket, gate: Gate) -> None:
+    packet, rights, _, _ = channel.recvmsg(PACKET, _socket.CMSG_SPACE(8), _socket.MSG_CMSG_CLOEXEC)
     if not packet:
         os._exit(EXIT_FAILED)  # the process outside is dead, and so is the jail
+    words = packet.decode().split("\0")
+    if words[0] == CLIENT:
+        gate.let_in(words, rights[0][2])
+        return
     for _, _, data in rights:
         fd = int.from_bytes(data[:4], sys.byteorder)
         os.dup2(fd, 1)

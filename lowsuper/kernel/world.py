@@ -34,7 +34,7 @@ from lowsuper.events import (
 from lowsuper.kernel import native, process
 from lowsuper.kernel.domain import Domains
 from lowsuper.kernel.fifo import MasterFifo
-from lowsuper.kernel.instance import Door
+from lowsuper.kernel.instance import open_door
 from lowsuper.kernel.life import Life
 from lowsuper.kernel.limits import find_limits
 from lowsuper.kernel.log import Log
@@ -56,6 +56,7 @@ from lowsuper.plan import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable, Mapping
 
     from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed, Unseen
@@ -64,11 +65,12 @@ if TYPE_CHECKING:
     from lowsuper.kernel.attendance import Attendance
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.control import Server
+    from lowsuper.kernel.gate import Gate
     from lowsuper.kernel.hooks import Hooks
-    from lowsuper.kernel.instance import Claim
+    from lowsuper.kernel.instance import Claim, Door
     from lowsuper.kernel.logger import Logger
     from lowsuper.kernel.parent import Parent
-    from lowsuper.kernel.peer import Rights
+    from lowsuper.kernel.peer import Peer, Rights
     from lowsuper.kernel.setns import Share
     from lowsuper.kernel.smart import SmartLife
     from lowsuper.kernel.tail import Follower
@@ -90,6 +92,11 @@ MARGIN = 64  # descriptors; far more than one start takes
 class World:
     """Performs actions. Bind a supervisor, then `run`."""
 
+    # Until somebody asks something:
+    _server: Server | None = None
+    _answers: MasterAnswers | None = None
+    _rights: Rights | None = None
+
     def __init__(
         self,
         spec: MasterSpec,
@@ -102,6 +109,7 @@ class World:
         null_fd: int = -1,
         claim: Claim | None = None,
         preview: Callable[[], MasterSpec] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Prepare everything that the first start needs.
 
@@ -115,6 +123,7 @@ class World:
             null_fd: /dev/null, which a jail may not have; -1: to be opened here.
             claim: what makes it the only master of its kind; None: others take care of that.
             preview: reads the configuration again and changes nothing; None: others do that.
+            gate: where clients come in who were let into the jail; None: it is in no jail.
 
         Raises:
             LowsuperError: this machine lacks something, or another master is in the way.
@@ -146,9 +155,6 @@ class World:
         self._watcher = Watcher(self._loop)
         self._smart: Governor | None = None
         self.chronicles: dict[str, Chronicle] = {}
-        self._server: Server | None = None
-        self._answers: MasterAnswers | None = None
-        self._rights: Rights | None = None
         self._attending: Attendance | None = None
         self._parent = self._open_parent(spec, claim)
         self._claim = claim
@@ -167,21 +173,28 @@ class World:
         except KernelError:
             self._domains.close()
             raise
-        self._claim, self._preview = claim, preview
+        self._claim, self._preview, self._gate = claim, preview, gate
         self._door = None if claim is None else self._open_door(spec, claim)
+        if gate is not None:
+            gate.take = self._let_in
 
     # The control socket.
 
     def _open_door(self, spec: MasterSpec, claim: Claim) -> Door:
         """Listen at the control socket."""
-        door = Door(claim, self._loop, self._watcher, self.say_line)
-        identity, owner = resolve_master(spec), None
-        if identity is not None or spec.control_owner is not None:
-            from lowsuper.kernel.peer import resolve_owner
+        return open_door(
+            spec,
+            claim,
+            self._loop,
+            self._watcher,
+            say=self.say_line,
+            on_knock=self._on_knock,
+            identity=resolve_master(spec),
+        )
 
-            owner = resolve_owner(spec, identity)
-        door.open(spec, self._on_knock, owner=owner)
-        return door
+    def _let_in(self, socket: _socket.socket, peer: Peer, data: bytes) -> None:
+        """Serve a client that was let in by the process outside of the jail."""
+        self.server.take(socket, peer, data)
 
     def _on_knock(self) -> None:
         """Let somebody in who wants to ask or to steer."""
@@ -196,8 +209,12 @@ class World:
             from lowsuper.kernel.answers import MasterAnswers
             from lowsuper.kernel.control import Server
 
-            name = None if self._claim is None else self._claim.name
-            self._answers = MasterAnswers(self._loop, self._supervisor, self, name=name)
+            owner = self._gate or self._claim
+            assert owner is not None, "somebody has let the client in"
+            outside = 0 if self._gate is None else self._gate.pid
+            self._answers = MasterAnswers(
+                self._loop, self._supervisor, self, name=owner.name, outside=outside
+            )
             self._server = Server(self._loop, self._answers, self._find_rights)
         return self._server
 
@@ -300,6 +317,8 @@ class World:
         if self._attending is not None:
             self._attending.close()
         self._domains.close()
+        if self._gate is not None:
+            self._gate.take = None
         if self._server is not None:
             self._server.close()
         if self._door is not None:

@@ -16,11 +16,11 @@ import struct
 import pytest
 from figure_control import Site, measure
 from masters import DEADLINE, NOBODY, needs_root
+from steering import Client, socket_of
 
 from lowsuper.control import LONGEST_LINE
 from lowsuper.events import Asked, DaemonStarted
 from lowsuper.kernel import control
-from lowsuper.kernel.instance import connect
 from lowsuper.kernel.peer import Peer
 
 STATUS = b'{"do":"status"}\n'
@@ -338,25 +338,18 @@ def test_one_client_of_many_is_answered_soon(site):
 # Against a master.
 
 
-def path_of(masters) -> str:
-    return str(masters.directory / ".run" / "test.sock")
-
-
 def ask(path: str, *requests: bytes) -> list[dict]:
-    with socket.socket(fileno=connect(path).detach()) as made:
-        made.settimeout(DEADLINE)
+    with Client(path) as client:
         answers = []
-        with made.makefile("rb") as file:
-            for request in requests:
-                with contextlib.suppress(BrokenPipeError):  # it may have said why before
-                    made.sendall(request)
-                answers.append(json.loads(file.readline()))
-    return answers
+        for request in requests:
+            client.send(request)
+            answers.append(client.next())
+        return answers
 
 
 def test_ten_thousand_connections_do_no_harm(masters):
     master = masters.start("attach-daemon2 = name=web,cmd=sleep 1000")
-    path = path_of(masters)
+    path = socket_of(masters)
     open_ones: list[socket.socket] = []
     refused = 0
     try:
@@ -391,7 +384,7 @@ def test_wrong_uid_is_let_in_only_as_far_as_the_configuration_says(open_masters)
                 os.setresgid(gid, gid, gid)
                 os.setresuid(uid, uid, uid)
                 try:
-                    found = ask(path_of(open_masters), b'{"do":"%s"}\n' % verb)[0]
+                    found = ask(socket_of(open_masters), b'{"do":"%s"}\n' % verb)[0]
                 except PermissionError:
                     found = {"error": "EACCES"}
                 os.write(write_fd, json.dumps(found).encode())

@@ -41,9 +41,11 @@ MAY_IMPORT = {
     # The world.
     "kernel": "errors events plan record units kernel",
     "kernel.source": "config",
-    "kernel.instance": "errors model record units kernel",
+    "kernel.instance": "errors model plan record units kernel",
     "kernel.peer": "errors model plan record kernel",
     "kernel.control": "control errors units kernel",
+    "kernel.gate": "kernel",
+    "kernel.lobby": "changes control errors events model kernel",
     "kernel.answers": "changes chronicle control errors events machine master model record report"
     " supervisor units wire kernel",
     "kernel.deeds": "errors model kernel",
