@@ -293,3 +293,44 @@ def test_many_that_wait_share_what_watches(masters):
         (masters.directory / f"{name}.flag").touch()
     master.wait_ready()
     assert status_of(master.pid)["State"][0] in "SRD"
+
+
+@needs_root
+def test_every_way_in_a_jail(masters):
+    """Nothing can be imported there any more."""
+    root = masters.directory / "root"
+    for name in ("bin", "tmp", "proc"):
+        (root / name).mkdir(parents=True)
+    (root / "bin" / "busybox").write_bytes(Path(find_program("busybox")).read_bytes())
+    (root / "bin" / "busybox").chmod(0o755)
+    (root / "bin" / "sh").symlink_to("busybox")
+    (root / "bin" / "act").write_text(
+        '#!/bin/sh\nexec busybox sh -c "$1; exec busybox sleep 1000"\n'
+    )
+    (root / "bin" / "act").chmod(0o755)
+    port = free_port()
+    ways = {
+        "file": ("busybox touch /tmp/flag", "file:/tmp/flag"),
+        "exec": ("busybox true", "exec:/bin/busybox test -e /tmp/flag"),
+        "fd": ("echo >&3", "fd:3"),
+        "tcp": (f"busybox nc -ll -p {port} -e busybox cat & true", f"tcp:127.0.0.1:{port}"),
+    }
+    text = f"[uwsgi]\nnamespace = {root}:jailed\n"
+    for name, (act, way) in ways.items():
+        text += f"[daemon:{name}]\ncommand = /bin/act '{act}'\nready = {way}\n"
+    text += "[daemon:notify]\ncommand = /bin/busybox sleep 1000\nready = notify\nwatchdog = 1h\n"
+    master = masters.begin(text)
+    master.wait_lines(*(rf"lowsuper: {name}: pid \d+ is ready" for name in ways))
+    environ = Path(f"/proc/{find_in_jail(master, 'sleep', b'WATCHDOG_USEC')}/environ").read_bytes()
+    assert b"NOTIFY_SOCKET=@lowsuper/notify/" in environ
+    assert master.stop() == 0
+
+
+def find_in_jail(master, name, variable):
+    """Return the pid, out here, of the program with a variable in its environment."""
+    return next(
+        pid
+        for pid in master.family()
+        if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        and variable in Path(f"/proc/{pid}/environ").read_bytes()
+    )
