@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lowsuper.kernel.gate import Gate
     from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.jail import Supervise
     from lowsuper.kernel.log import Log
@@ -222,7 +223,15 @@ def _run_claimed(
         supervise = partial(_supervise, teller=teller)
     from lowsuper.kernel.jail import Warden
 
-    warden = Warden(spec, log, reload, announce, supervise)
+    warden = Warden(
+        spec,
+        log,
+        reload,
+        announce,
+        supervise,
+        claim=claimed,
+        preview=lambda: load(True),
+    )
     if teller is not None:
         warden.relay = teller.relay
     prepared()
@@ -241,6 +250,7 @@ def _supervise(
     prepared: Callable[[], None] = _nothing,
     claim: Claim | None = None,
     preview: Callable[[], MasterSpec] | None = None,
+    gate: Gate | None = None,
     teller: Teller | None = None,
 ) -> int:
     """Run a master in this process until it has ended; see `kernel.world`."""
@@ -258,6 +268,7 @@ def _supervise(
         null_fd=null_fd,
         claim=claim,
         preview=preview,
+        gate=gate,
     )
     prepared()
     supervisor = Supervisor(spec, world)
