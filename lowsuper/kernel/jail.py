@@ -3,13 +3,15 @@
 Outside, `Warden` performs what `lowsuper.jail` decides, single-threaded as the fork into a pid
 namespace needs it. Inside, `live` makes the jail, seals Python's imports, and runs the master, as
 the first process there if the jail has a pid namespace. The two talk over a socketpair, in packets
-of words parted by NUL bytes: from inside `place PATH DEVICE INODE KIND`, `entered`, `ready`,
+of words parted by NUL bytes: from inside `place PATH DEVICE INODE KIND`, `hold`
+with a descriptor to keep open while the jail lives, `entered`, `ready`,
 `reload`, `failed CODE TEXT`, `finished CODE` and `front WORDS`; from outside `go`, and `log` with
 the descriptor of a log file that was opened again. Its end tells each side that the other is dead.
 
 Rule: of the descriptors of before the change of root the jail has 0, 1 and 2, its end of the
 socketpair, /dev/null, and the spawner's (the helper program, the master's own pidfd): each is a
-door.
+door. That of the helper is read-only, and so is what /proc/PID/exe shows of it: root in the jail,
+even without any capability, could write another program for the host to run.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.privilege import resolve, resolve_master
 from lowsuper.kernel.root import Place
-from lowsuper.kernel.spawn import Spawner, wait_readable
+from lowsuper.kernel.spawn import HELPER, Spawner, wait_readable
 from lowsuper.kernel.watch import Watcher
 from lowsuper.model import NAMESPACE, ChangeDirectory, EnvChange, Origin, Problem, SetVariable
 from lowsuper.plan import FdSource, build_environment, change_environment
@@ -403,6 +405,7 @@ class Warden:
         self._dead = None
         self._loop.cancel_timer(REST_TIMER)
         self._queue.append(ended)
+        inmate.release()
         for problem in root.remove_places(inmate.made.root or "/", inmate.places):
             self.say_line(problem)
 
@@ -743,6 +746,7 @@ class _Inmate:
     __slots__ = (
         "_code",
         "_failure",
+        "_held",
         "channel",
         "entered",
         "made",
@@ -757,6 +761,7 @@ class _Inmate:
         self.pid, self.channel, self.made = pid, channel, made
         self.pidfd = os.pidfd_open(pid)  # our child that nobody has reaped
         self.places: list[Place] = []
+        self._held: list[int] = []  # descriptors of mount points
         self.relay: Callable[[list[str]], None] | None = None
         self.entered = self.shared = False
         self._code: int | None = None
@@ -766,13 +771,16 @@ class _Inmate:
         """Read all packets; return False when there will be none any more."""
         while True:
             try:
-                packet = self.channel.recv(PACKET)
+                packet, rights, _, _ = self.channel.recvmsg(
+                    PACKET, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return True
             except ConnectionResetError:
                 continue
             if not packet:
                 return False
+            self._held += [int.from_bytes(data[:4], sys.byteorder) for _, _, data in rights]
             word, *rest = packet.decode("utf-8", "surrogateescape").split("\0")
             self._take(queue, word, rest)
 
@@ -780,6 +788,8 @@ class _Inmate:
         match word, rest:
             case "place", [path, device, inode, kind]:
                 self.places.append(Place(path, int(device), int(inode), kind == "directory"))
+            case "hold", []:
+                pass
             case "entered", []:
                 self.entered = True
                 queue.append(JailEntered())
@@ -795,6 +805,12 @@ class _Inmate:
                 self.relay(rest)
             case _:
                 raise AssertionError(f"the jail said {word}")
+
+    def release(self) -> None:
+        """Let go of the mount points: all that was in the jail is dead."""
+        for fd in self._held:
+            os.close(fd)
+        self._held.clear()
 
     def end(self) -> JailEnded:
         """Reap the process that has ended; return how."""
@@ -865,7 +881,7 @@ def _enter_and_run(
     assert made is not None
     if made.is_elsewhere:
         preload(spec)
-    spawner = Spawner()
+    spawner = _open_spawner(made)
     null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     finish_network = _prepare_network(spec)
 
@@ -878,11 +894,16 @@ def _enter_and_run(
 
         ways.join(joined)
     if made.way == NAMESPACE:
-        root.enter(made, tell)
+        root.enter(made, tell, lambda fd: _hold(channel, fd))
     else:
         from lowsuper.kernel import ways
 
-        ways.enter(made, tell, lambda: _run_hooks(spec, spawner, null_fd))
+        ways.enter(
+            made,
+            tell,
+            lambda fd: _hold(channel, fd),
+            lambda: _run_hooks(spec, spawner, null_fd),
+        )
     if made.is_elsewhere:
         seal()
         accounts.use_files(accounts.read_files("/"))
@@ -914,6 +935,19 @@ def _enter_and_run(
     return code
 
 
+def _open_spawner(made: Jail) -> Spawner:
+    """Return a spawner whose helper nobody in another root can write to."""
+    if not made.is_elsewhere:
+        return Spawner()
+    directory, _, name = HELPER.rpartition("/")
+    tree_fd = mount.clone_tree(directory)
+    try:
+        mount.restrict(tree_fd, mount.ATTR_RDONLY, directory)
+        return Spawner(helper=f"/proc/self/fd/{tree_fd}/{name}")
+    finally:
+        os.close(tree_fd)
+
+
 def _run_hooks(spec: MasterSpec, spawner: Spawner, null_fd: int) -> None:
     """Run the post-jail hooks that come before the change of root."""
     assert spec.jail is not None
@@ -938,6 +972,14 @@ def _prepare_network(spec: MasterSpec) -> Callable[[], None]:
 def _send(channel: _socket.socket, *words: str) -> None:
     try:
         channel.send("\0".join(words).encode("utf-8", "surrogateescape")[:PACKET])
+    except BrokenPipeError:
+        os._exit(EXIT_FAILED)  # the process outside is dead, and so is the jail
+
+
+def _hold(channel: _socket.socket, fd: int) -> None:
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))
+    try:
+        channel.sendmsg([b"hold"], [rights])
     except BrokenPipeError:
         os._exit(EXIT_FAILED)  # the process outside is dead, and so is the jail
 

@@ -72,7 +72,12 @@ def join(joined: Sequence[Joined]) -> None:
         os.close(each.fd)
 
 
-def enter(jail: Jail, tell: Callable[[Place], None], between: Callable[[], None]) -> None:
+def enter(
+    jail: Jail,
+    tell: Callable[[Place], None],
+    hold: Callable[[int], None],
+    between: Callable[[], None],
+) -> None:
     """Move this process, which must be single-threaded, into a jail that is not `namespace`'s.
 
     It is in the right pid namespace already, and has joined what is to be joined.
@@ -80,6 +85,7 @@ def enter(jail: Jail, tell: Callable[[Place], None], between: Callable[[], None]
     Args:
         jail: what to make.
         tell: called for each mount point right after it was made.
+        hold: called with a descriptor of each mount point: see `root.enter`.
         between: called when the namespaces are made, before the root is changed.
 
     Raises:
@@ -93,7 +99,7 @@ def enter(jail: Jail, tell: Callable[[Place], None], between: Callable[[], None]
         else:
             mount.make_slave("/")
     if jail.root is None:
-        _show_own_processes(jail, tell)
+        _show_own_processes(jail, tell, hold)
         between()
         return
     between()
@@ -103,7 +109,7 @@ def enter(jail: Jail, tell: Callable[[Place], None], between: Callable[[], None]
             _change_root(jail.root)
         else:
             _pivot(jail.root, jail.old_root)
-        root.attach_proc(proc_fd, tell)
+        root.attach_proc(proc_fd, tell, hold)
     finally:
         os.close(proc_fd)
 
@@ -118,7 +124,9 @@ def _find_proc(own: int) -> int:
     return mount.clone_tree("/proc")
 
 
-def _show_own_processes(jail: Jail, tell: Callable[[Place], None]) -> None:
+def _show_own_processes(
+    jail: Jail, tell: Callable[[Place], None], hold: Callable[[int], None]
+) -> None:
     """Mount a /proc where the one that is there shows another pid namespace."""
     is_alien = not _sees_itself()
     if "pid" not in jail.namespaces and not is_alien:
@@ -128,7 +136,7 @@ def _show_own_processes(jail: Jail, tell: Callable[[Place], None]) -> None:
         mount.make_slave("/")
     proc_fd = root.make_proc()
     try:
-        root.attach_proc(proc_fd, tell)
+        root.attach_proc(proc_fd, tell, hold)
     finally:
         os.close(proc_fd)
 
@@ -158,9 +166,9 @@ def _pivot(path: str, old_root: str | None) -> None:
             mount.attach(tree_fd, place_fd, path)
         finally:
             os.close(place_fd)
+        os.fchdir(tree_fd)  # by its path it could be another one by now
     finally:
         os.close(tree_fd)
-    os.chdir(path)
     if old_root is None:
         mount.pivot_here()
         return

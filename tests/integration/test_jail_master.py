@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from jails import Tampered, find_first, make_root, read_mounts
-from masters import children_of, is_alive, needs_root, wait_gone
+from masters import children_of, needs_root, wait_gone
 
 pytestmark = needs_root
 
@@ -443,14 +443,14 @@ for name in ("unshare", "make_private", "clone_tree", "attach", "make_filesystem
 """
 
 
-@pytest.mark.parametrize("step", range(1, 11))
+@pytest.mark.parametrize("step", range(1, 12))
 def test_crash_at_a_mount_step_leaves_the_host_as_it_was(masters, root, step):
     path = masters.write(
         jail(root, "namespace-keep-mount = /dev:/a/dev", "attach-daemon = sleep 1000")
     )
     before = read_mounts()
     master = masters.adopt(Tampered(CRASH.replace("{step}", str(step)), str(path), cwd=root.parent))
-    if step < 10:  # there are nine
+    if step < 11:  # there are ten
         master.wait_line("the jail died: exited with 99")
     else:
         master.wait_ready()
@@ -565,9 +565,38 @@ def test_second_jailed_master_of_other_masters_daemons_is_independent(masters, r
     second = masters.start(text + "instance = other\n", name="other.ini")
     assert find_first(first) != find_first(second)
     assert first.stop() == 0
-    assert is_alive(find_first(second))
+    # The removal of the first one's mount point would unmount what is on it in the second.
+    first.wait_line("/proc is left behind: another jail uses it")
+    proc = Path(f"/proc/{find_first(second)}/root/proc/1")
+    assert proc.is_dir()
     assert second.stop() == 0
+
+
+def test_mount_point_goes_with_the_jail_that_made_it_if_that_is_the_last(masters, root):
+    text = jail(root, "attach-daemon = sleep 1000")
+    first = masters.start(text)
+    second = masters.start(text + "instance = other\n", name="other.ini")
+    assert second.stop() == 0
+    assert Path(f"/proc/{find_first(first)}/root/proc/1").is_dir()
+    assert first.stop() == 0
     assert sorted(os.listdir(root)) == ["bin", "etc", "tmp"]
+
+
+def test_root_in_the_jail_cannot_write_to_the_helper_of_the_host(masters, root):
+    master = masters.start(jail(root, "attach-daemon = sleep 1000"))
+    first = find_first(master)
+    paths = [f"/proc/{first}/fd/{name}" for name in os.listdir(f"/proc/{first}/fd")]
+    paths += [f"/proc/{pid}/exe" for pid in children_of(first)]
+    found = [path for path in paths if os.readlink(path).endswith("lowsuper-helper")]
+    assert len(found) > 1
+    for path in found:
+        fd = os.open(path, os.O_PATH)
+        try:
+            # Its writers would be refused as long as it is executed, too, but no longer.
+            assert os.fstatvfs(fd).f_flag & os.ST_RDONLY, path
+        finally:
+            os.close(fd)
+    assert master.stop() == 0
 
 
 UNABLE = """

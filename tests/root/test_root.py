@@ -5,6 +5,7 @@ Each test plays in a mount namespace of its own in which everything is shared, a
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -98,9 +99,9 @@ def jail_and_compare(setup, jail, inside):
     mount.unshare(mount.NEWPID)
     pid = os.fork()
     if pid == 0:
-        places = []
+        places: list[root.Place] = []
         try:
-            root.enter(jail, places.append)
+            root.enter(jail, places.append, ignore)
             answer = {"inside": inside()}
         except KernelError as error:
             answer = {"error": str(error)}
@@ -122,6 +123,10 @@ def jail_and_compare(setup, jail, inside):
     answer["problems"] = root.remove_places(jail.root, places)
     assert read_table() == before
     return answer
+
+
+def ignore(_fd):
+    """Hold no mount point: there is one jail only."""
 
 
 def play(jail, inside, setup=lambda: None):
@@ -233,6 +238,64 @@ def test_link_with_dots_in_the_jail_stays_in_the_jail(tree):
         Jail(str(tree), keeps=(Keep("/dev", "/dev"),)), lambda: os.path.exists("/inner/null")
     )
     assert answer["inside"] is True
+
+
+def test_link_of_another_user_leads_no_mount_anywhere(tree, tmp_path):
+    """He could have what he owns outside seen as /etc of the jail."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (tree / "home").mkdir()
+    link = tree / "home" / "data"
+    link.symlink_to("/etc")
+    os.chown(link, 1234, 1234, follow_symlinks=False)
+    answer = play(Jail(str(tree), keeps=(Keep(str(kept), "/home/data"),)), lambda: names("/etc"))
+    assert "a link to /etc that belongs to user 1234, and not to root" in answer["error"]
+    os.chown(link, 0, 0, follow_symlinks=False)
+    answer = play(Jail(str(tree), keeps=(Keep(str(kept), "/home/data"),)), lambda: names("/etc"))
+    assert answer["inside"] == []
+
+
+def test_loop_of_links_is_an_error(tree):
+    (tree / "a").symlink_to("b")
+    (tree / "b").symlink_to("/a")
+    answer = play(Jail(str(tree), keeps=(Keep("/dev", "/a/x"),)), lambda: None)
+    assert "Too many levels of symbolic links" in answer["error"]
+
+
+def test_root_whose_path_is_swapped_meanwhile_is_the_one_that_was_mounted(tree, tmp_path):
+    other = tmp_path / "other"
+    (other / "proc").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tree)
+    attach = mount.attach
+
+    def setup():
+        mount_tmpfs(other)
+
+        def swap(tree_fd, target_fd, subject):
+            attach(tree_fd, target_fd, subject)
+            if subject == str(link):
+                link.unlink()
+                link.symlink_to(other)
+
+        mount.attach = swap
+
+    assert play(Jail(str(link)), lambda: names("/"), setup)["inside"] == ["etc", "proc"]
+
+
+def test_place_that_another_jail_uses_is_left_and_said(tree):
+    status = (tree / "etc").stat()
+    (tree / "etc" / "name").unlink()
+    places = [root.Place("/etc", status.st_dev, status.st_ino, True)]
+    fd = os.open(tree / "etc", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        problem = f"{tree}/etc is left behind: another jail uses it"
+        assert root.remove_places(str(tree), places) == [problem]
+    finally:
+        os.close(fd)
+    assert root.remove_places(str(tree), places) == []
+    assert names(tree) == []
 
 
 def test_nothing_is_made_in_what_is_kept(tree, tmp_path):
@@ -397,7 +460,7 @@ def make_many(jail, count):
         if pid == 0:
             try:
                 places = []
-                root.enter(jail, places.append)
+                root.enter(jail, places.append, ignore)
                 rows = [[p.path, p.device, p.inode, p.is_directory] for p in places]
                 os.write(write_fd, json.dumps(rows).encode())
                 os._exit(os.getpid())
