@@ -313,7 +313,7 @@ def test_every_way_in_a_jail(masters):
         "file": ("busybox touch /tmp/flag", "file:/tmp/flag"),
         "exec": ("busybox true", "exec:/bin/busybox test -e /tmp/flag"),
         "fd": ("echo >&3", "fd:3"),
-        "tcp": (f"busybox nc -ll -p {port} -e busybox cat & true", f"tcp:127.0.0.1:{port}"),
+        "tcp": (f"exec busybox nc -ll -p {port} -e /bin/busybox cat", f"tcp:127.0.0.1:{port}"),
     }
     text = f"[uwsgi]\nnamespace = {root}:jailed\n"
     for name, (act, way) in ways.items():
