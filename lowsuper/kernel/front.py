@@ -39,7 +39,7 @@ from lowsuper.kernel import mount, native, process
 from lowsuper.kernel.foreground import Job, attend, list_children
 from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.spawn import wait_readable
-from lowsuper.kernel.teller import PACKET, Teller, name_file
+from lowsuper.kernel.teller import PACKET, Teller
 from lowsuper.units import SECOND, Ns, format_duration
 
 TYPE_CHECKING = False
@@ -209,7 +209,7 @@ class Stage:
         say(text)
         if self._keep is None:
             return
-        path = f"{self._keep}/{name_file(name)}.why"
+        path = f"{self._keep}/{name}.why"
         try:
             with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(f"{name}: {why}\n")
@@ -305,7 +305,9 @@ class Stage:
         pid = os.fork()
         if pid == 0:
             self._become(own_pidfd)
-        os.close(own_pidfd)
+        # Of what we hold, the end tells others that the process in front is dead.
+        native.close_range(3, channel_fd - 1)
+        native.close_range(channel_fd + 1)
         # In a group of its own, out of reach of what the user's shell does to the job.
         os.setpgid(0, 0)
         attend(pid, channel_fd, sweeps=True)

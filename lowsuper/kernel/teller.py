@@ -84,7 +84,7 @@ class Teller:
         daemons = (
             daemon
             if daemon.log is not None
-            else daemon.replace(log=Output("file", f"{keep}/{name_file(daemon.name)}.log"))
+            else daemon.replace(log=Output("file", f"{keep}/{daemon.name}.log"))
             for daemon in spec.daemons
         )
         return spec.replace(daemons=tuple(daemons))
@@ -241,8 +241,3 @@ class Teller:
             os.write(self._send_fd, data[:PACKET])
         except (BrokenPipeError, ConnectionResetError):
             return  # it is dead, which is told otherwise
-
-
-def name_file(name: str) -> str:
-    """Return the name of a daemon as a part of a file's name."""
-    return name.replace("/", "_")
