@@ -48,6 +48,8 @@ KIND_VALUES = {
     options.NAME: "name",
     options.PREFIX: "text",
     options.RUNG: "kind",
+    options.STATS: "address",
+    options.STATS_MODE: "mode",
     options.CGROUP: "text",
     options.CONTROL: "text",
     options.NAMESPACE: "ROOT[:HOSTNAME]",

@@ -200,6 +200,15 @@ class ControlRule(Record):
     verbs: tuple[str, ...]
 
 
+class Endpoint(Record):
+    """Where something is served."""
+
+    text: str  # as it was written
+    kind: str  # tcp, tcp6, unix or abstract
+    host: str  # address; of the last two: path, or name without its @
+    port: int = 0
+
+
 class EnvChange(Record):
     """One change of the environment, in file order."""
 
@@ -375,6 +384,11 @@ class MasterSpec(Record):
     control_allow: tuple[ControlRule, ...] = ()
     setns_socket: str | None = None  # at which other masters get our namespaces
     setns_skip: tuple[str, ...] = ()  # those that they do not get, as in /proc/PID/ns
+    stats: Endpoint | None = None  # where uWSGI's statistics are served
+    stats_http: bool = False  # over HTTP
+    stats_minified: bool = False  # without white space
+    metrics: Endpoint | None = None  # where OpenMetrics are served
+    socket_mode: int | None = None  # of the sockets of these; None: as the umask is
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
     origins: tuple[Origin, ...] = ()  # of the master's own options, in file order
 

@@ -87,6 +87,8 @@ class Builder:
             options.CAPS: self._take_caps,
             options.SETNS_SOCKET: self._take_setns_socket,
             options.SETNS_SKIP: self._take_setns_skip,
+            options.STATS: self._take_stats,
+            options.STATS_MODE: self._take_socket_mode,
             options.CGROUP: self._take_cgroup,
             options.ACCEPTED: self._take_accepted,
         }
@@ -125,6 +127,7 @@ class Builder:
         self._refuse_clashes(spec)
         self._judge_order(spec)
         self._notice_hooks_of_no_jail(spec)
+        self._judge_stats(spec)
         problems = tuple(dict.fromkeys(self._problems))
         if any(problem.is_error for problem in problems):
             raise ConfigError(problems, spec)
@@ -294,6 +297,16 @@ class Builder:
 
         self._fields[row.field] = parse_master_caps(option.value)
 
+    def _take_stats(self, row: OptionRow, option: Option) -> None:
+        from lowsuper.config.stats import parse_endpoint  # few files have any
+
+        self._fields[row.field] = parse_endpoint(option.value)
+
+    def _take_socket_mode(self, row: OptionRow, option: Option) -> None:
+        from lowsuper.config.stats import parse_socket_mode
+
+        self._fields[row.field] = parse_socket_mode(option.value)
+
     def _take_jail(self, row: OptionRow, option: Option) -> None:
         self._jail.setdefault(row.field, []).append(option)
 
@@ -417,6 +430,23 @@ class Builder:
                 if spec.jail is not None:
                     reason = f"does nothing with {spec.jail.way}, only with namespace or unshare"
                 self._problems.append(Problem(hook.origin, reason, is_error=False))
+
+    def _judge_stats(self, spec: MasterSpec) -> None:
+        """Refuse statistics that cannot be served, and notice what says nothing of any."""
+        served = {"stats": spec.stats, "metrics": spec.metrics}
+        for origin in spec.origins:
+            if origin.key == "chmod-socket":
+                if not any(served.values()):
+                    self._problems.append(Problem(origin, _FOR_APPLICATIONS, is_error=False))
+            elif origin.key not in served:
+                continue
+            elif spec.jail is not None:
+                reason = "is not available for a jail: what is in it could not be reached there"
+                advice = "leave it out, and use lowsuper status --json"
+                self._problems.append(Problem(origin, reason, advice=advice))
+            elif spec.stats == spec.metrics:
+                reason = "is where the other of stats and metrics is served"
+                self._problems.append(Problem(origin, reason, advice="use two addresses"))
 
     def _refuse_clashes(self, spec: MasterSpec) -> None:
         """Refuse daemons that would take each other's, or the master's, pidfile for their own."""

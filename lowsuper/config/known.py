@@ -119,8 +119,8 @@ static-cache-paths static-cache-paths-name static-check static-expires static-ex
 static-expires-path-info static-expires-path-info-mtime static-expires-type
 static-expires-type-mtime static-expires-uri static-expires-uri-mtime static-gzip
 static-gzip-dir static-gzip-ext static-gzip-prefix static-gzip-suffix static-index static-map
-static-map2 static-safe static-skip-ext stats stats-push stats-pusher-default-freq
-stats-pushers-default-freq stats-server stop subscribe subscribe-freq subscribe-to
+static-map2 static-safe static-skip-ext stats-push stats-pusher-default-freq
+stats-pushers-default-freq stop subscribe subscribe-freq subscribe-to
 subscribe-with-modifier1 subscribe2 subscription-algo subscription-notify-socket
 subscription-tolerance subscriptions-credentials-check subscriptions-sign-check
 subscriptions-sign-check-tolerance subscriptions-sign-skip-uid suspend suwsgi-socket symcall
@@ -152,7 +152,7 @@ cache-use-last-modified carbon-name-resolve carbon-no-workers carbon-resolve-nam
 carbon-use-metrics catch-exceptions cflags cgi-async-max-attempts cgi-close-stdin-on-eof
 cgi-do-not-kill-on-error cgi-from-docroot cgi-mode cgi-optimize cgi-optimized cgi-path-info
 cheap cheaper-algo-list cheaper-algos-list cheaper-busyness-verbose cheaper-list check-cache
-check-static-docroot chmod chmod-socket clock-list clocks-list close-on-exec close-on-exec2
+check-static-docroot clock-list clocks-list close-on-exec close-on-exec2
 command-mode config-py die-on-idle disable-logging disable-sendfile disable-write-exception
 dot-h dump-options early-emperor emperor-graceful-shutdown emperor-magic-exec
 emperor-no-blacklist emperor-nofollow emperor-tyrant emperor-tyrant-nofollow enable-metrics
@@ -181,8 +181,8 @@ skip-atexit skip-atexit-teardown skip-zero snmp so-keepalive so-send-timeout so-
 socket-send-timeout socket-write-timeout spooler-ordered spooler-quiet ssl-enable-sslv3
 ssl-enable-tlsv1 ssl-enable3 ssl-option ssl-session-use-cache ssl-sessions-use-cache ssl-verbose
 ssl-verify-depth sslrouter-cheap sslrouter-sni sslrouter-use-cache sslrouter-use-socket
-stackless start-unsubscribed start_response-nodelay static-gzip-all stats-http stats-min
-stats-minified stats-no-cores stats-no-metrics subscription-dotsplit
+stackless start-unsubscribed start_response-nodelay static-gzip-all
+subscription-dotsplit
 subscriptions-use-credentials symcall-use-next tcp-fast-open-client tcp-fastopen-client
 tcp-nodelay threaded-logger thunder-lock tuntap-use-credentials ugreen
 unsubscribe-on-graceful-reload use-abort vhost vhost-host write-errors-exception-only

@@ -46,6 +46,8 @@ KEEP = "keep"
 JAIL_FLAG = "jail-flag"
 NETWORK = "network"  # a boolean, or what network is joined
 LINK = "link"
+STATS = "stats"  # an address
+STATS_MODE = "stats-mode"
 CGROUP = "cgroup"  # `field` is of what `config.cgroups` reads
 ACCEPTED = "accepted"  # what it asks for is always so
 
@@ -153,6 +155,13 @@ OPTIONS = (
     _row("setns-socket", SETNS_SOCKET, "setns_socket", "let others join our namespaces here"),
     _row("setns-socket-skip setns-skip", SETNS_SKIP, "setns_skip", "but not this one"),
     _row("setns-preopen", ACCEPTED, "", "accepted: what is shared is always at hand"),
+    _row("stats stats-server", STATS, "stats", "serve uWSGI's statistics here"),
+    _row("stats-http", FLAG, "stats_http", "serve them over HTTP"),
+    _row("stats-minified stats-min", FLAG, "stats_minified", "leave out their white space"),
+    _row("stats-no-cores", ACCEPTED, "", "accepted: there are no cores"),
+    _row("stats-no-metrics", ACCEPTED, "", "accepted: see metrics for ours"),
+    _row("metrics", STATS, "metrics", "serve OpenMetrics here"),
+    _row("chmod-socket chmod", STATS_MODE, "socket_mode", "mode of these sockets, in octal"),
     _row("kill-domain", RUNG, "kill_domain", "auto, cgroup or shim"),
 )
 """Every option that is applied."""
@@ -301,6 +310,6 @@ def takes_argument(name: str) -> bool:
 
     row = find_row(name)
     if row is not None:
-        return row.kind not in FLAG_KINDS and row.kind != LOG_DATE
+        return row.kind not in FLAG_KINDS and row.kind not in (LOG_DATE, STATS_MODE)
     name = normalize(name)
     return READER_OPTIONS.get(name, name not in WITHOUT_ARGUMENT)

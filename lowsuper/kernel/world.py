@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.peer import Peer, Rights
     from lowsuper.kernel.setns import Share
     from lowsuper.kernel.smart import SmartLife
+    from lowsuper.kernel.stats import Stats
     from lowsuper.kernel.tail import Follower
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
@@ -92,10 +93,16 @@ MARGIN = 64  # descriptors; far more than one start takes
 class World:
     """Performs actions. Bind a supervisor, then `run`."""
 
-    # Until somebody asks something:
+    # Until there is a need for them:
+    _smart: Governor | None = None
+    _attending: Attendance | None = None
+    _runner: Hooks | None = None
+    _logger: Logger | None = None
     _server: Server | None = None
     _answers: MasterAnswers | None = None
     _rights: Rights | None = None
+    _share: Share | None = None
+    _stats: Stats | None = None
 
     def __init__(
         self,
@@ -153,14 +160,9 @@ class World:
             self._loop.watch(watch[0], READ, watch[1])
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
-        self._smart: Governor | None = None
         self.chronicles: dict[str, Chronicle] = {}
-        self._attending: Attendance | None = None
         self._parent = self._open_parent(spec, claim)
         self._claim = claim
-        self._runner: Hooks | None = None
-        self._logger: Logger | None = None
-        self._share: Share | None = None
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
         self._adopt(spec)
         self._domains.begin(spec)
@@ -170,6 +172,7 @@ class World:
                 self._use_logs(spec)
             self._fifo.use(spec.master_fifo)
             self._share_namespaces(spec)
+            self._serve_stats(spec)
         except KernelError:
             self._domains.close()
             raise
@@ -309,20 +312,14 @@ class World:
         for life in self._lives.values():
             self._release(life)
         self._fifo.close(remove=self._supervisor.spec.vacuum)
-        if self._share is not None:
-            self._share.close()
+        self._stop_serving()
         self._remove_pidfiles()
         if self._smart is not None:
             self._smart.close()
         if self._attending is not None:
             self._attending.close()
         self._domains.close()
-        if self._gate is not None:
-            self._gate.take = None
-        if self._server is not None:
-            self._server.close()
-        if self._door is not None:
-            self._door.close()
+        self._close_doors()
         self._watcher.close()
         self._spawner.close()
         if self._parent is not None:
@@ -331,6 +328,20 @@ class World:
         if self._logger is not None:
             self._logger.close()
         self._loop.close()
+
+    def _stop_serving(self) -> None:
+        for served in (self._share, self._stats):
+            if served is not None:
+                served.close()
+
+    def _close_doors(self) -> None:
+        """Let nobody in any more, and everybody out."""
+        if self._gate is not None:
+            self._gate.take = None
+        if self._server is not None:
+            self._server.close()
+        if self._door is not None:
+            self._door.close()
 
     def _remove_pidfiles(self) -> None:
         if not self._pidfiles:
@@ -747,6 +758,32 @@ class World:
             self._share_namespaces(spec)
         except KernelError as error:
             self.say_line(str(error))
+        try:
+            self._serve_stats(spec)
+        except KernelError as error:
+            self.say_line(str(error))
+
+    def _serve_stats(self, spec: MasterSpec) -> None:
+        """Serve statistics, if the configuration wants that."""
+        if spec.stats is None and spec.metrics is None and self._stats is None:
+            return
+        from lowsuper.kernel.stats import Stats
+
+        stats = self._stats or Stats(self._loop, self, lambda: self._supervisor)
+        identity = resolve_master(spec)
+        owner = (-1, -1) if identity is None else (identity.uid, identity.gid)
+        try:
+            stats.use(spec, owner)
+        except KernelError:
+            if self._stats is None:
+                stats.close()
+            raise
+        self._stats = stats
+
+    @property
+    def instance_name(self) -> str:
+        """The name by which others find this master."""
+        return self._supervisor.spec.name if self._claim is None else self._claim.name
 
     def _share_namespaces(self, spec: MasterSpec) -> None:
         """Let others join the namespaces that we are in, if the configuration wants that."""

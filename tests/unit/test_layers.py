@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "chronicle": "events record",
     "changes": "record",
     "report": "errors events machine units",
+    "stats": "chronicle control machine model record units wire",
     "plan": "record units",
     "command": "model record",
     "control": "changes chronicle events machine model record report units wire",
@@ -55,6 +56,7 @@ MAY_IMPORT = {
         "errors model plan units kernel.accounts kernel.controllers kernel.records kernel.trust"
     ),
     "kernel.caps": "errors units kernel.native",
+    "kernel.stats": "chronicle control errors model stats supervisor units kernel",
     "kernel.setns": "errors model units kernel",
     "kernel.ways": "errors model record kernel",
     "kernel.phase": "errors events model plan report kernel",
@@ -102,6 +104,8 @@ UPWARDS_FOR_TYPES = {
     "errors": "model",
     "events": "model",
     "backoff": "model",
+    "changes": "model",
+    "chronicle": "units",
     "machine": "model",
     "state": "",
     "plan": "model",
@@ -129,7 +133,7 @@ PURE = {
         "master",
         "state",
     ),
-    *("report", "plan", "command", "config", "supervisor"),
+    *("report", "stats", "plan", "command", "config", "supervisor"),
 }
 STDLIB_OF_PURE = {"_collections", "_signal", "collections"}
 STDLIB_OF_PURE_BY_MODULE = {
