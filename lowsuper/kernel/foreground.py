@@ -64,7 +64,10 @@ def attend(pid: int, channel_fd: int, *, sweeps: bool = False) -> Never:
             native.signalfd_read(signal_fd)
             _reap(pid, channel, sweeps=sweeps and is_alone)
         if channel_fd in ready and not is_alone:
-            packet = channel.recv(_PACKET)
+            try:
+                packet = channel.recv(_PACKET)
+            except ConnectionResetError:
+                packet = b""  # it died before it had read all that we said
             if packet:
                 _signal_group(pid, int(packet))
                 continue
@@ -224,7 +227,10 @@ class Job:
     def take_packet(self) -> bool:
         """Take what the command's parent says; return False when it has ended."""
         assert self._channel is not None
-        packet = self._channel.recv(_PACKET)
+        try:
+            packet = self._channel.recv(_PACKET)
+        except ConnectionResetError:
+            return True  # it ended before it had read all that we said; what it said comes next
         if packet:
             self._take(packet.decode())
         return bool(packet)

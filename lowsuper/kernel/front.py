@@ -89,6 +89,8 @@ class Stage:
     def run(self) -> int:
         """Run it all; return the exit code."""
         native.set_child_subreaper()
+        # What the caller wants ignored (see nohup(1)) comes nevertheless, as it is blocked.
+        self._ignored = [n for n in foreground.ENDING if _signal.getsignal(n) == _signal.SIG_IGN]
         self._job = Job(_signal.SIGCHLD)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._master = os.fork()
@@ -149,7 +151,7 @@ class Stage:
                 self._reap()
             elif number in (_signal.SIGCONT, _signal.SIGTSTP):
                 self._pass_on(number)
-            else:
+            elif number not in self._ignored:
                 self._queue.append(FrontSignalled(number))
 
     def _pass_on(self, number: int) -> None:

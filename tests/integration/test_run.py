@@ -348,6 +348,31 @@ def test_other_signals_are_passed_on(begin):
     assert front.wait() == 4
 
 
+def test_signals_that_come_with_the_end_of_the_command_are_lost(begin):
+    front = begin(ONE, "sh", "-c", "trap 'exit 3' USR1; echo up; while :; do sleep 0.02; done")
+    front.wait_output("^up")
+    (usher,) = set(children_of(front.pid)) - {master_of(front)}
+    send(usher, signal.SIGSTOP)
+    for _ in range(3):  # each is read at once, and sent to what does not read
+        front.signal(signal.SIGUSR1)
+        front.signal(signal.SIGUSR2)
+    (command,) = children_of(usher)
+    send(command, signal.SIGKILL)
+    send(usher, signal.SIGCONT)
+    assert front.wait() in (3, 137)
+
+
+def test_signal_that_the_caller_ignores_is_ignored(begin):
+    front = begin(
+        ONE,
+        *("sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.02; done"),
+        prefix=("nohup",),
+    )
+    front.wait_output("^up")
+    front.signal(signal.SIGHUP)
+    assert front.stop() == 9
+
+
 def test_killed_front_leaves_nothing(begin):
     script = "trap '' HUP TERM; setsid sh -c 'trap \"\" HUP; sleep 1000' & echo up; sleep 1000"
     front = begin(ONE, "sh", "-c", script)
