@@ -66,7 +66,6 @@ from lowsuper.kernel import accounts, mount, native, process, root
 from lowsuper.kernel.domain import enter_place, leave_place, renew_place
 from lowsuper.kernel.fifo import MasterFifo
 from lowsuper.kernel.gate import CLIENT, Gate
-from lowsuper.kernel.instance import open_door
 from lowsuper.kernel.log import Log
 from lowsuper.kernel.loop import READ, Loop
 from lowsuper.kernel.privilege import resolve, resolve_master
@@ -85,6 +84,7 @@ if TYPE_CHECKING:
     from lowsuper.events import Note
     from lowsuper.jail import Action, Event
     from lowsuper.kernel.control import Server
+    from lowsuper.kernel.door import Door
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.life import Life
@@ -125,6 +125,7 @@ _ACCOUNTS = ("/etc/passwd", "/etc/group")
 PRELOAD = (
     "resource",
     "select",
+    "lowsuper.chronicle",
     "lowsuper.kernel.answers",
     "lowsuper.kernel.tail",
     "lowsuper.kernel.world",
@@ -246,11 +247,22 @@ class Warden:
         self._claim, self.preview = claim, preview
         self._lobby: LobbyAnswers | None = None
         self._server: Server | None = None
-        self._door = open_door(
-            spec, claim, self._loop, self._watcher, say=self.say_line, on_knock=self._on_knock
-        )
+        self._door: Door | None = None
 
     # The control socket.
+
+    def _open_door(self) -> None:
+        """Listen at the control socket; the jail does not wait for that."""
+        from lowsuper.kernel.door import open_door
+
+        self._door = open_door(
+            self._spec,
+            self._claim,
+            self._loop,
+            self._watcher,
+            say=self.say_line,
+            on_knock=self._on_knock,
+        )
 
     def _on_knock(self) -> None:
         """Let somebody in who wants to ask or to steer."""
@@ -260,8 +272,9 @@ class Warden:
 
             self._lobby = LobbyAnswers(self, self._claim.name)
             self._server = Server(self._loop, self._lobby, self._find_rights)
-        if self._door.socket is not None and not self._server.accept(self._door.socket):
-            self._door.rest()
+        door = self._door
+        if door is not None and door.socket is not None and not self._server.accept(door.socket):
+            door.rest()
 
     def _find_rights(self) -> Rights:
         from lowsuper.kernel.peer import resolve_rights
@@ -303,6 +316,7 @@ class Warden:
         """Run until the jail has ended for good; return the exit code."""
         self._queue.append(Boot())
         self._settle()
+        self._open_door()
         self._log.flush()
         while self._exit_code is None:
             self._loop.run_turn(self._settle)
@@ -327,7 +341,8 @@ class Warden:
             self._share.close()
         if self._server is not None:
             self._server.close()
-        self._door.close()
+        if self._door is not None:
+            self._door.close()
         self._watcher.close()
         self._spawner.close()
         if self._parent is not None:

@@ -14,7 +14,6 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from time import monotonic_ns
 
 from lowsuper import report
-from lowsuper.chronicle import Chronicle
 from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
 from lowsuper.events import (
     DaemonReaped,
@@ -34,7 +33,6 @@ from lowsuper.events import (
 from lowsuper.kernel import native, process
 from lowsuper.kernel.domain import Domains
 from lowsuper.kernel.fifo import MasterFifo
-from lowsuper.kernel.instance import open_door
 from lowsuper.kernel.life import Life
 from lowsuper.kernel.limits import find_limits
 from lowsuper.kernel.log import Log
@@ -59,15 +57,17 @@ if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable, Mapping
 
+    from lowsuper.chronicle import Chronicle
     from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed, Unseen
     from lowsuper.kernel.adoption import Governor
     from lowsuper.kernel.answers import MasterAnswers
     from lowsuper.kernel.attendance import Attendance
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.control import Server
+    from lowsuper.kernel.door import Door
     from lowsuper.kernel.gate import Gate
     from lowsuper.kernel.hooks import Hooks
-    from lowsuper.kernel.instance import Claim, Door
+    from lowsuper.kernel.instance import Claim
     from lowsuper.kernel.logger import Logger
     from lowsuper.kernel.parent import Parent
     from lowsuper.kernel.peer import Peer, Rights
@@ -87,6 +87,7 @@ SIGNALS = (1, 2, 3, 10, 12, 15, 17)  # HUP INT QUIT USR1 USR2 TERM CHLD
 SIGCHLD = 17
 RLIMIT_NOFILE = 7
 NICE = -10
+MOST_UNTOLD = 1000  # notes of a start that does not come to its end
 MARGIN = 64  # descriptors; far more than one start takes
 
 
@@ -101,6 +102,8 @@ class World:
     _server: Server | None = None
     _answers: MasterAnswers | None = None
     _rights: Rights | None = None
+    _door: Door | None = None
+    _chronicles: dict[str, Chronicle] | None = None
     _share: Share | None = None
     _stats: Stats | None = None
 
@@ -160,7 +163,7 @@ class World:
             self._loop.watch(watch[0], READ, watch[1])
         self._domains = Domains(self._loop, self._spawner, self._children, self.say_line)
         self._watcher = Watcher(self._loop)
-        self.chronicles: dict[str, Chronicle] = {}
+        self._untold: list[tuple[Ns, Note]] = []  # that no chronicle has yet
         self._parent = self._open_parent(spec, claim)
         self._claim = claim
         self._fifo = MasterFifo(self._loop, lambda byte: self._supervisor.post(FifoByte(byte)))
@@ -177,17 +180,41 @@ class World:
             self._domains.close()
             raise
         self._claim, self._preview, self._gate = claim, preview, gate
-        self._door = None if claim is None else self._open_door(spec, claim)
         if gate is not None:
             gate.take = self._let_in
 
     # The control socket.
 
-    def _open_door(self, spec: MasterSpec, claim: Claim) -> Door:
-        """Listen at the control socket."""
-        return open_door(
+    @property
+    def chronicles(self) -> dict[str, Chronicle]:
+        """What has become of each daemon."""
+        return self._tell_chronicles()
+
+    def _tell_chronicles(self) -> dict[str, Chronicle]:
+        """Bring the chronicles up to date; the first daemons do not wait for their import."""
+        from lowsuper.chronicle import Chronicle
+
+        made = self._chronicles
+        if made is None:
+            made = self._chronicles = {}
+        untold, self._untold = self._untold, []
+        for at, note in untold:
+            name = getattr(note, "name", "")
+            if name not in made:
+                made[name] = Chronicle()
+            made[name].record(note, at)
+        return made
+
+    def _open_door(self) -> None:
+        """Listen at the control socket, once; the first daemons do not wait for that either."""
+        if self._claim is None or self._door is not None:
+            return
+        from lowsuper.kernel.door import open_door
+
+        spec = self._supervisor.spec
+        self._door = open_door(
             spec,
-            claim,
+            self._claim,
             self._loop,
             self._watcher,
             say=self.say_line,
@@ -256,6 +283,7 @@ class World:
         """Run until the master has finished; return the exit code."""
         self._supervisor = supervisor
         supervisor.settle()
+        self._open_door()
         self._end_turn()
         while self._exit_code is None:
             self._loop.run_turn(supervisor.settle)
@@ -382,9 +410,9 @@ class World:
         name: str | None = None
         if "name" in note.__match_args__:
             name = more["daemon"] = note.name  # type: ignore[union-attr]  # those that have one
-            if name not in self.chronicles:
-                self.chronicles[name] = Chronicle()
-            self.chronicles[name].record(note, monotonic_ns())
+            self._untold.append((monotonic_ns(), note))
+            if self._chronicles is not None or len(self._untold) > MOST_UNTOLD:
+                self._tell_chronicles()
         if self._answers is not None:
             self._answers.noted(name, note)
         self._log.put(report.format_note(note), **more)
@@ -751,6 +779,10 @@ class World:
         """Adopt a new configuration: identities, environment, directory, logs, watched files."""
         self._rights = None
         self._adopt(spec)
+        if self._chronicles is not None:
+            known = {*self._supervisor.states, *(daemon.name for daemon in spec.daemons)}
+            for name in self._chronicles.keys() - known:
+                del self._chronicles[name]
         if self._dropped or resolve_master(spec) is None:
             self._use_logs(spec)
         try:
@@ -863,6 +895,8 @@ class World:
         """Become the configured user for good."""
         import traceback  # noqa: F401  # the user may not be allowed to read the library
 
+        self._open_door()
+        self._tell_chronicles()
         if self._door is not None and self._door.socket is not None:
             import lowsuper.kernel.answers
             import lowsuper.kernel.peer
@@ -945,7 +979,9 @@ class World:
         """Tell whoever waits for the start."""
         # What lives until the end need not be looked at by each collection from now on.
         gc.freeze()
-        # Who waits may look at the log first thing.
+        # Who waits may ask, or look at the log, first thing.
+        self._open_door()
+        self._tell_chronicles()
         self._log.flush()
         self._announce()
 

@@ -42,9 +42,10 @@ MAY_IMPORT = {
     # The world.
     "kernel": "errors events plan record units kernel",
     "kernel.source": "config",
-    "kernel.instance": "errors model plan record units kernel",
+    "kernel.instance": "errors model record kernel",
     "kernel.peer": "errors model plan record kernel",
     "kernel.control": "control errors units kernel",
+    "kernel.door": "errors model plan units kernel",
     "kernel.gate": "kernel",
     "kernel.lobby": "changes control errors events model kernel",
     "kernel.answers": "changes chronicle control errors events machine master model record report"

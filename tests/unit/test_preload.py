@@ -15,6 +15,7 @@ NEVER_IN_A_JAIL = {
     "kernel.parent": "the process outside tells who has started it",
     "kernel.peer": "who asks is looked at outside",
     "kernel.lobby": "it is the process outside",
+    "kernel.door": "it is the process outside",
     "kernel.tail": "control clients are served outside",
     "kernel.logger": "a configuration with a jail and such a log is refused",
     "kernel.setns": "the process outside shares the namespaces",
