@@ -399,3 +399,19 @@ def describe_state(state: State, now: Ns) -> str:  # noqa: C901  # a table
             return f"{'given up' if outcome == 'failed' else outcome}, {how}"
         case _:
             assert_never(state)
+
+
+def describe_past(restarts: int, status: int | None, ago: Ns | None, oom: str) -> str:
+    """Return what has become of a daemon so far, for the statistics.
+
+    Args:
+        restarts: that nobody asked for.
+        status: how its last process ended, as wait(2) gives it; None: unknown.
+        ago: how long that is past; None: none has ended.
+        oom: what the kernel killed it for, if that was a lack of memory.
+    """
+    count = "no restart" if not restarts else f"{restarts} restart{'s' if restarts > 1 else ''}"
+    if ago is None:
+        return count
+    why = f", out of memory ({oom})" if oom else ""
+    return f"{count}; last exit {format_duration(ago)} ago: {format_status(status)}{why}"

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     class Realm(Protocol):
         """Where the statistics come from."""
 
-        chronicles: dict[str, Chronicle]
+        @property
+        def chronicles(self) -> dict[str, Chronicle]:
+            """What has become of each daemon."""
 
         @property
         def instance_name(self) -> str:
@@ -465,9 +467,8 @@ class Stats:
         try:
             listener = Listener(option, endpoint, mode, owner)
         except KernelError as error:
-            if before is None or error.errno != EADDRINUSE:
+            if before is None or error.errno != EADDRINUSE or not may_clash(before[0], endpoint):
                 raise
-            # It may be we who are in the way: :80 and 127.0.0.1:80, or another mode.
             self._close(option)
             try:
                 listener = Listener(option, endpoint, mode, owner)
@@ -519,6 +520,13 @@ class Stats:
 
     def _close(self, option: str) -> None:
         self._ports.pop(option)[2].close()
+
+
+def may_clash(one: Endpoint, other: Endpoint) -> bool:
+    """Tell whether two addresses may be the same, or one be part of the other, as :80 is."""
+    if one.port or other.port:
+        return one.port == other.port
+    return (one.kind, one.host) == (other.kind, other.host)
 
 
 def find_directory() -> str:

@@ -425,7 +425,13 @@ class World:
         """Tell the operator the state of every daemon."""
         now = self.now()
         for name, state in states.items():
-            self.say_line(f"{name}: {report.describe_state(state, now)}")
+            line = f"{name}: {report.describe_state(state, now)}"
+            told = self.chronicles.get(name)
+            if told is not None:
+                last = told.exit
+                past = (None, None, "") if last is None else (last.status, now - last.at, last.oom)
+                line += f"; {report.describe_past(told.restarts, *past)}"
+            self.say_line(line)
 
     # Daemons.
 
