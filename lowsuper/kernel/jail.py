@@ -1034,7 +1034,7 @@ def preload(spec: MasterSpec) -> None:
     if spec.procname_master or spec.auto_procname:
         names += PRELOAD_TITLE
     if spec.caps is not None and not spec.master_as_root:
-        names += PRELOAD_CAPS
+        names += (*PRELOAD_CAPS, *PRELOAD_DROP)
     if (spec.user is not None or spec.group is not None) and not spec.master_as_root:
         names += PRELOAD_DROP
     if spec.user or spec.group or any(each.user or each.group for each in spec.daemons):
