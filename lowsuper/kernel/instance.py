@@ -103,6 +103,14 @@ class Claim:
             os.ftruncate(fd, 0)
             os.pwrite(fd, text.encode("utf-8", "surrogateescape"), 0)
 
+    def _is_elsewhere(self) -> bool:
+        """Return whether the directory that is open is not the one that has its name now."""
+        try:
+            status = os.stat(self.directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return not os.path.samestat(status, os.fstat(self.directory_fd))
+
     def renew(self) -> None:
         """Make again what somebody has removed: the directory, a lock.
 
@@ -111,7 +119,7 @@ class Claim:
             OSError: it cannot be made.
             UntrustedError: the directory is not to be trusted.
         """
-        if not os.fstat(self.directory_fd).st_nlink:
+        if self._is_elsewhere():
             fd = _open_directory(self.directory)
             os.close(self.directory_fd)
             self.directory_fd = fd
@@ -123,9 +131,9 @@ class Claim:
 
     def is_damaged(self) -> bool:
         """Return whether somebody has removed the directory or a lock."""
-        if not os.fstat(self.directory_fd).st_nlink:
-            return True
-        return not all(_is_same(fd, name, self.directory_fd) for name, fd in self._fds.items())
+        return self._is_elsewhere() or not all(
+            _is_same(fd, name, self.directory_fd) for name, fd in self._fds.items()
+        )
 
     def watched(self) -> list[str]:
         """Return the paths of the lock files."""
