@@ -14,7 +14,7 @@ from lowsuper import control, report
 from lowsuper.errors import LowsuperError
 from lowsuper.events import Asked, DaemonFound
 from lowsuper.machine import Over
-from lowsuper.master import BOOTING, ENDED, STOPPING, is_ready
+from lowsuper.master import BOOTING, ENDED, STOPPING, is_idle, is_ready
 from lowsuper.model import Output
 from lowsuper.units import Ns, format_duration
 
@@ -175,7 +175,11 @@ class Teller:
             for name, state in states.items()
             if not is_ready(state) and not (isinstance(state, Over) and state.outcome != "failed")
         ]
-        if stops or self._is_late or any(map(self._has_failed, missing)):
+        failed = [name for name in missing if self._has_failed(name)]
+        if stops or self._is_late or failed:
+            if failed and not self._is_late:
+                # Others may just be about to start; those that require these are not.
+                missing = [each for each in missing if each in failed or is_idle(states[each])]
             for name in missing:
                 self._send("not-ready", name, self._explain(name))
             waited = format_duration(Ns(self._world.loop.now() - self._began))
