@@ -116,6 +116,8 @@ class Teller:
             supervisor: the same.
             jail_fd: in a jail, where to send what the process outside is to pass on.
         """
+        import lowsuper.kernel.tail  # noqa: F401  # a user that we become may not read the library
+
         self._world, self._supervisor = world, supervisor
         if jail_fd >= 0:
             self._send_fd, self._prefix = jail_fd, b"front\0"

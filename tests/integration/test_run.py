@@ -310,6 +310,22 @@ def test_smart_daemons_end_too_but_not_those_that_ran_before(masters, begin, tmp
     assert is_alive(pid)
 
 
+@needs_root
+def test_master_drops_its_privileges_and_the_command_does_not(open_masters):
+    text = "uid = nobody\ngid = nogroup\nattach-daemon = sleep 1000\n"
+    text += "[daemon:web]\ncommand = sh -c 'id -u; exec cat'\nready = file:/no/such\n"
+    path = open_masters.write("[uwsgi]\n" + text)
+    front = open_masters.launch("run", str(path), "--", "id", "-u")
+    front.wait_output("^65534")
+    front.wait_line("run: web is not ready: waiting")
+    assert front.wait() == 125
+    path = open_masters.write("[uwsgi]\n" + text.partition("[")[0])
+    front = open_masters.launch("run", str(path), "--", "id", "-u")
+    front.wait_output("^0")
+    assert front.wait() == 0
+    assert front.family() == set()
+
+
 # Signals.
 
 UP = "trap 'exit 9' TERM INT HUP; echo up; while :; do sleep 0.02; done"
