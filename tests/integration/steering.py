@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from masters import DEADLINE
+from schema import validate
 
 from lowsuper.kernel.instance import connect
 
@@ -15,6 +16,14 @@ from lowsuper.kernel.instance import connect
 def socket_of(masters, name: str = "test") -> str:
     """Return the path of the control socket of a master of `Masters`."""
     return str(Path(masters.directory) / ".run" / f"{name}.sock")
+
+
+ANSWERS = {
+    **dict.fromkeys(("start", "stop", "restart", "try-restart", "reset-failed"), "asked"),
+    **{verb: verb for verb in ("hello", "status", "wait", "why", "diff", "apply", "logs")},
+    "signal": "named",
+}
+"""What the published schema calls the answer to a verb; else it is "done"."""
 
 
 class Client:
@@ -44,10 +53,16 @@ class Client:
     def ask(self, verb: str, *names: str, **fields) -> dict:
         request = {"do": verb, **fields}
         if names:
-            request["names"] = names
+            request["names"] = list(names)
         self.send(json.dumps(request).encode() + b"\n")
         found = self.next()
         assert found is not None, f"no answer to {request}"
+        if found["ok"]:
+            validate(request, "request")
+            kind = "shutdown" if "waiting" in found else ANSWERS.get(verb, "done")
+            validate(found, kind)
+        else:
+            validate(found, "error")
         return found
 
     def done(self, verb: str, *names: str, **fields) -> dict:
@@ -74,6 +89,7 @@ class Client:
     def until(self, event: str, **wanted) -> dict:
         """Return the next event of a kind, and with these fields, of a stream."""
         while (found := self.next()) is not None:
-            if found.get("event") == event and wanted.items() <= found.items():
+            validate(found, "event")
+            if found["event"] == event and wanted.items() <= found.items():
                 return found
         raise AssertionError(f"the stream has ended without {event}")

@@ -50,6 +50,18 @@ def test_version_is_that_of_the_distribution():
     assert project["version"] == control.VERSION
 
 
+def test_schema_has_the_verbs_the_errors_and_the_fields():
+    schema = json.loads((ROOT / "lowsuper" / "schema" / "control-1.json").read_text())["$defs"]
+    request_ = schema["request"]["properties"]
+    assert request_["do"]["enum"] == list(control.VERBS)
+    assert request_["for"]["enum"] == list(control.GOALS)
+    made = control.describe_daemon(SPEC, Up(1, 0, 1, 5), None, Place())
+    assert list(made) == schema["daemon"]["required"] == list(schema["daemon"]["properties"])
+    codes = [control.BAD_REQUEST, control.UNKNOWN_VERB, control.UNKNOWN_NAME, control.NOT_PERMITTED,
+             control.NOT_POSSIBLE, control.FAILED, control.TIMEOUT, control.TOO_MANY]  # fmt: skip
+    assert schema["error"]["properties"]["error"]["enum"] == codes
+
+
 def test_configuration_knows_the_verbs_of_the_protocol():
     assert set(VERBS) == set(control.VERBS)
     assert set(READ) <= set(VERBS)
