@@ -488,9 +488,9 @@ class Stats:
         from lowsuper.stats import Instance, View
 
         supervisor, realm = self._supervisor(), self._realm
-        waiting = frozenset(supervisor.master.waiting)
+        waiting, specs = frozenset(supervisor.master.waiting), supervisor.specs
         for number, name in enumerate(list(supervisor.states)):
-            spec, state = supervisor.specs.get(name), supervisor.states.get(name)
+            spec, state = specs.get(name), supervisor.states.get(name)
             if spec is None or state is None:
                 continue  # a reload has taken it away meanwhile
             place = Place(name in waiting, realm.leaf_of(name), realm.status_of(name))
