@@ -84,8 +84,8 @@ def ask_states(master: Master, names) -> dict[str, str]:
 
 
 STATE = (
-    r"(down$|another master governs its pidfile$|looking whether it runs$|start failed$"
-    r"|(?:waiting for its pidfile|starting|stopping|waiting|up), .*|starting for .*)"
+    r"(down|another master governs its pidfile|looking whether it runs|start failed"
+    r"|(?:waiting for its pidfile|starting|stopping|waiting|up), [^;]*|starting for [^;]*)(?:;|$)"
 )
 
 

@@ -18,6 +18,7 @@ NEVER_IN_A_JAIL = {
     "kernel.door": "it is the process outside",
     "kernel.tail": "control clients are served outside",
     "kernel.logger": "a configuration with a jail and such a log is refused",
+    "kernel.stats": "a configuration with a jail and statistics is refused",
     "kernel.setns": "the process outside shares the namespaces",
     "kernel.controllers": "limits of cgroups are refused where a jail hides the cgroups",
 }
