@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from jails import Tampered, find_first, make_root
-from leftovers import find_cgroups
 from masters import children_of, find_program, needs_root, wait_gone
 
 pytestmark = needs_root
@@ -164,7 +163,7 @@ def count_fds(pid: int) -> int:
 
 def test_two_hundred_starts_and_stops_of_jails_leave_nothing(masters, host, root):
     """Of ten, nine by a reload, which ends one jail and makes another, and one by a new master."""
-    table, cgroups = host.read(), find_cgroups()
+    table = host.read()
     text = jail(root, "namespace-net = true")
     kinds: set[str] = set()
     own = read_kinds(os.getpid())
@@ -190,5 +189,5 @@ def test_two_hundred_starts_and_stops_of_jails_leave_nothing(masters, host, root
     assert len(kinds) > 10
     # Whatever loses its parent becomes our child.
     assert kinds & list_namespaces(os.getpid()) == set()
-    assert find_cgroups() - cgroups == set()
+    assert masters.cgroups() == []
     shutil.rmtree(root)  # nothing is mounted in it
