@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from masters import DEADLINE, NOBODY, needs_root
 
+UWSGI = os.environ.get("TEST_UWSGI") or shutil.which("uwsgi")
 OF_UWSGI = {
     "version": str,
     "listen_queue": int,
@@ -176,6 +177,39 @@ def test_metrics_are_openmetrics(masters, tmp_path):
     assert b'lowsuper_daemon_last_exit_code{daemon="a"} 137\n' in ask(tmp_path / "m.sock")
 
 
+@pytest.mark.skipif(not UWSGI, reason="needs: uWSGI, by TEST_UWSGI or on the path")
+def test_uwsgi_itself_has_the_same_keys_in_the_same_order(masters, tmp_path):
+    masters.start("stats = {T}/s.sock\nattach-daemon = sleep 1000\n")
+    ours = read_json(tmp_path / "s.sock")
+    command = [UWSGI, "--master", "--attach-daemon", "sleep 1000", "--stats", f"{tmp_path}/u.sock"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as peer:
+        try:
+            wait_until((tmp_path / "u.sock").exists)
+            theirs = wait_until(
+                lambda: (
+                    (found := try_json(tmp_path / "u.sock"))
+                    and found["daemons"]
+                    and found["daemons"][0]["pid"] > 0
+                    and found
+                )
+            )
+        finally:
+            peer.send_signal(signal.SIGINT)
+    assert list(theirs) == [key for key in ours if key in theirs]
+    assert [type(value) for value in theirs.values()] == [type(ours[key]) for key in theirs]
+    assert list(theirs["daemons"][0]) == list(ours["daemons"][0])[:3]
+    assert theirs["daemons"][0]["cmd"] == ours["daemons"][0]["cmd"]
+
+
+def try_json(path):
+    try:
+        return read_json(path)
+    except ConnectionRefusedError:
+        return None
+
+
 # Where.
 
 
@@ -314,6 +348,18 @@ def test_clients_that_go_away_at_once_and_those_that_say_nothing(masters, tmp_pa
             half.sendall(b"GET / HT")
         assert b"200 OK" in ask(tmp_path / "s.sock")
         assert b"200 OK" in ask(tmp_path / "s.sock", b"\0\xff" * 8000)
+
+
+def test_a_thousand_daemons(masters, tmp_path):
+    lines = "".join(f"attach-daemon2 = name=d{n},cmd=sleep 1000\n" for n in range(1000))
+    master = masters.start("stats = {T}/s.sock\nmetrics = {T}/m.sock\n" + lines)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connect(tmp_path / "s.sock")) for _ in range(30)]
+        told = json.loads(read_all(slow.pop()))["daemons"]
+        assert [daemon["name"] for daemon in told] == [f"d{n}" for n in range(1000)]
+        assert len({daemon["pid"] for daemon in told} - {0}) == 1000
+        assert ask(tmp_path / "m.sock").count(b"lowsuper_daemon_up{") == 1000
+    assert master.stop() == 0
 
 
 def test_idle_master_does_not_wake_up(masters, tmp_path):
