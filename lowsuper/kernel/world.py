@@ -741,6 +741,7 @@ class World:
             self.hook_ended(self._surroundings.change(deed))
             self._plans.clear()
         else:
+            self._reap()  # a hook that looks for what has ended finds no zombie of ours
             self._hooks.run(hook, self._surroundings.environment)
 
     def kill_hook(self) -> None:

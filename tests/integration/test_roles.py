@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from errno import ENOENT
 from pathlib import Path
 
@@ -287,10 +288,22 @@ def test_role_when_daemon_survives_the_master_stays_with_it(helper, role):
         wait_for(child)
 
 
+def wait_until_told(pid):
+    """Wait until a role has read that it is to survive: it lets go of what was the master's.
+
+    A namespace's init that has not read it yet dies with the master, as it has to.
+    """
+    end = time.monotonic() + 20
+    while os.readlink(f"/proc/{pid}/fd/2") != "/dev/null":
+        assert time.monotonic() < end, "it was not told"
+        os.sched_yield()
+
+
 def test_role_when_told_to_survive_outlives_the_master(helper, role):
     with SpawnMaster(helper=helper, role=role, echo=True, survive=True) as master:
         master.ask()
         child = master.open_pidfd(master.child)
+        wait_until_told(master.child)
         master.kill()
         for _ in range(3):
             master.ask()
