@@ -47,9 +47,7 @@ class Gate:
         client_fd, data_fd = _FDS.unpack(fds)
         data = os.pread(data_fd, MOST_DATA, 0)
         os.close(data_fd)
-        made = _socket.socket(
-            _socket.AF_UNIX, _socket.SOCK_STREAM, 0, fileno=move_high(client_fd)
-        )
+        made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fileno=move_high(client_fd))
         if self.take is None:
             made.close()  # it ends already
             return

@@ -23,7 +23,10 @@ NEVER_IN_A_JAIL = {
     "kernel.controllers": "limits of cgroups are refused where a jail hides the cgroups",
 }
 BUILT_IN = {*sys.builtin_module_names, "_frozen_importlib"}
-NOT_ASKED = {"pwd", "grp"}  # `accounts.use_files` comes first
+NOT_ASKED = {
+    *("pwd", "grp"),  # `accounts.use_files` comes first
+    *("_json", "json"),  # `wire` calls for what it needs when it is imported itself
+}
 
 
 def reach(roots):
