@@ -107,9 +107,7 @@ class Log:
         self._sink.redirect(2)
         self.is_poured = True
 
-    def use(
-        self, path: str | None, date_format: str | None, line_format: str = "text"
-    ) -> None:
+    def use(self, path: str | None, date_format: str | None, line_format: str = "text") -> None:
         """Take what a new configuration says; without a path the file stays what it is.
 
         Raises:

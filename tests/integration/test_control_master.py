@@ -118,7 +118,8 @@ def test_events_tell_what_happens_as_it_does(pair):
 
 def test_wait_ends_when_it_can_not_come_any_more_or_takes_too_long(masters):
     masters.start(
-        "attach-daemon2 = name=bad,cmd=/bin/false,max_restarts=1/1m,backoff=10ms..10ms\n" + sleeper("web")
+        "attach-daemon2 = name=bad,cmd=/bin/false,max_restarts=1/1m,backoff=10ms..10ms\n"
+        + sleeper("web")
     )
     with Client(socket_of(masters)) as client:
         code, message = client.refused("wait", "bad", **{"for": "running", "past": {"bad": 99}})
