@@ -177,9 +177,9 @@ class LobbyAnswers:
         if not request.wait:
             yield answer()
             return
+        yield answer(waiting=[])  # as the jail may be gone before it says anything
         if self._keeper.is_open:
             # It was told to stop; what is waited for is known inside.
             connection.line = b'{"do":"shutdown","wait":true,"watch":true}\n'
             yield PASS
-        yield answer(waiting=[])
         yield PARK
