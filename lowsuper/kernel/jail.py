@@ -21,6 +21,14 @@ import gc
 import os
 import sys
 from errno import ENOMEM, EPIPE, ESRCH
+from fcntl import (
+    F_ADD_SEALS,
+    F_SEAL_GROW,
+    F_SEAL_SEAL,
+    F_SEAL_SHRINK,
+    F_SEAL_WRITE,
+    fcntl,
+)
 from struct import Struct
 from time import monotonic
 
@@ -955,12 +963,32 @@ def _open_spawner(made: Jail) -> Spawner:
     if not made.is_elsewhere:
         return Spawner()
     directory, _, name = HELPER.rpartition("/")
-    tree_fd = mount.clone_tree(directory)
+    try:
+        tree_fd = mount.clone_tree(directory)
+    except KernelError:
+        return _copy_spawner()
     try:
         mount.restrict(tree_fd, mount.ATTR_RDONLY, directory)
         return Spawner(helper=f"/proc/self/fd/{tree_fd}/{name}")
+    except KernelError:
+        return _copy_spawner()
     finally:
         os.close(tree_fd)
+
+
+def _copy_spawner() -> Spawner:
+    """Return a spawner with a sealed copy of the helper, where mounts cannot be read-only.
+
+    See memfd_create(2) and F_ADD_SEALS of fcntl(2).
+    """
+    fd = os.memfd_create("lowsuper-helper", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(HELPER, "rb") as helper:
+            os.sendfile(fd, helper.fileno(), 0, os.fstat(helper.fileno()).st_size)
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+        return Spawner(helper=f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 def _run_hooks(spec: MasterSpec, spawner: Spawner, null_fd: int) -> None:
