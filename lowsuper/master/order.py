@@ -16,7 +16,7 @@ from lowsuper.events import (
     Tell,
 )
 from lowsuper.machine import Down, Over, Up
-from lowsuper.master.states import Master
+from lowsuper.master.states import ENDED, STOPPING, Master
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,6 +174,14 @@ def note_down(spec: MasterSpec, state: Master, name: str) -> Result:
         coming=tuple(each for each in state.coming if each != name),
     )
     return end_more(spec, state)
+
+
+def take_returning(state: Master, name: str) -> tuple[bool, Master]:
+    """Return whether a daemon that is gone is to be started again, and take note that it is."""
+    if name not in state.returning or state.phase in (STOPPING, ENDED):
+        return False, state
+    returning = tuple(each for each in state.returning if each != name)
+    return True, state.replace(returning=returning, unsettled=state.unsettled + 1)
 
 
 def note_settled(state: Master, name: str) -> Master:

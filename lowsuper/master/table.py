@@ -433,12 +433,7 @@ def _daemon_down(
         wanted = next((daemon for daemon in spec.daemons if daemon.name == event.name), None)
         if wanted is None:
             actions = (*actions, Forget(event.name))
-    again = event.name in state.returning and state.phase not in (STOPPING, ENDED)
-    if again:
-        state = state.replace(
-            returning=tuple(name for name in state.returning if name != event.name),
-            unsettled=state.unsettled + 1,
-        )
+    again, state = order.take_returning(state, event.name)
     again = again or (state.phase == RELOADING and DRAIN not in state.todo)
     if wanted is not None and again and event.name not in state.held:
         state, more = order.start(state, (wanted,))
@@ -461,7 +456,11 @@ def _concluded(
     daemon = next((each for each in spec.daemons if each.name == event.name), None)
     if daemon is None and state.phase != STOPPING:
         actions = (*actions, Forget(event.name))
-    if daemon is not None and event.failed and state.phase != STOPPING:
+    again, state = order.take_returning(state, event.name)
+    if daemon is not None and again:  # it came to its end before it could be told to end
+        state, more = order.start(state, (daemon,))
+        actions = (*actions, *more)
+    elif daemon is not None and event.failed and state.phase != STOPPING:
         if daemon.on_give_up == "exit":
             code = 1 if event.status is None else exit_code(event.status) or 1
             state, more = _stop(

@@ -367,8 +367,11 @@ def test_ten_thousand_connections_do_no_harm(masters):
         for client in open_ones:
             client.close()
     assert refused == 5
-    assert [each["ok"] for each in ask(path, STATUS)] == [True]
-    fds = len(os.listdir(f"/proc/{master.pid}/fd"))
+    for _ in range(1000):  # each is a turn or more for those that are gone
+        assert [each["ok"] for each in ask(path, STATUS)] == [True]
+        fds = len(os.listdir(f"/proc/{master.pid}/fd"))
+        if fds < 40:
+            break
     assert fds < 40
     assert master.stop() == 0
 
