@@ -379,6 +379,8 @@ def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resul
         returning=(),
         held=tuple(name for name in state.held if name in names),
     )
+    # Starts that somebody asked for just now: each has an outcome yet, and an end before the next.
+    pending = max(0, state.unsettled - len(set(state.waiting) - set(state.blocked)))
     ordered = order.has_order(spec)
     actions: Actions
     if ordered and not state.brutal:
@@ -396,7 +398,7 @@ def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resul
         return state, (*actions, *more)
     wanted = [daemon for daemon in spec.daemons if daemon.name not in state.held]
     idle = [each for each in wanted if order.is_idle(daemons.get(each.name, Down()))]
-    state = state.replace(unsettled=len(wanted), todo=(STARTED,))
+    state = state.replace(unsettled=pending + len(wanted), todo=(STARTED,))
     state, starts = order.start(state, idle)
     state, more = _advance(spec, state, daemons, now)
     return state, (*actions, *starts, *more)
