@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lowsuper.events import Halt, Reset, Restart, Start, Tell
 from lowsuper.machine import Down, Over, Stopping
+from lowsuper.machine.states import RELOADED
 from lowsuper.master import order
 from lowsuper.master.states import HALT, START, Master
 
@@ -78,7 +79,12 @@ def _start(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> R
 def _stop(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
     ended = order.with_dependents(spec, names)
     held = tuple(name for name in ended if name not in state.held)
+    # A reload counts on the next instance of what it is ending, which does not come now.
+    lost = sum(
+        isinstance(each, Stopping) and each.then == RELOADED for each in map(daemons.get, held)
+    )
     state = state.replace(
+        unsettled=max(0, state.unsettled - (0 if START in state.todo else lost)),
         held=(*state.held, *held),
         returning=tuple(name for name in state.returning if name not in ended),
     )
