@@ -160,6 +160,7 @@ class DaemonSpec(Record):
     no_new_privs: bool = False  # nothing that it executes gains privileges
     caps: tuple[int, ...] | None = None  # that it keeps; None: those of its user
     cgroup: tuple[CgroupSetting, ...] = ()  # of its leaf; a later one of the same file counts
+    legion: str | None = None  # it runs only while this node is the lord of that legion
 
 
 NAMESPACE, CHROOT, PIVOT, UNSHARE = "namespace", "chroot", "pivot-root", "unshare"
@@ -204,9 +205,85 @@ class Endpoint(Record):
     """Where something is served."""
 
     text: str  # as it was written
-    kind: str  # tcp, tcp6, unix or abstract
+    kind: str  # tcp, tcp6, unix or abstract; udp, udp6
     host: str  # address; of the last two: path, or name without its @
     port: int = 0
+
+
+class Secret:
+    """A text that is never shown: not by repr, not by a message."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        """Keep it."""
+        self.text = text
+
+    def __repr__(self) -> str:
+        """Return what may be seen of it."""
+        return "Secret(...)"
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the texts are the same."""
+        return isinstance(other, Secret) and other.text == self.text
+
+    def __hash__(self) -> int:
+        """Return the hash of the text."""
+        return hash(self.text)
+
+
+LEGION_EVENTS = ("setup", "join", "lord", "unlord", "death", "node-joined", "node-left")
+"""What hooks of a legion follow."""
+
+
+class LegionHook(Record):
+    """What is done when something happens to a legion, or to this node in it."""
+
+    event: str  # one of LEGION_EVENTS
+    origin: Origin
+    command: Command | None = None  # None: `text` is said
+    text: str = ""
+
+
+class Etcd(Record):
+    """The etcd cluster that elects the lord of a legion."""
+
+    servers: tuple[str, ...]  # URLs, http or https
+    ttl: Ns  # of the lease
+    ca: str | None = None  # files, in PEM: whom to believe...
+    certificate: str | None = None  # ...and who we are
+    key: str | None = None
+    user: str | None = None
+    password: Secret | None = None
+
+
+class Legion(Record):
+    """Nodes, one of which is the lord. In a message its `origin` has no secret."""
+
+    name: str
+    origin: Origin
+    valor: int = 0  # 0: an arbiter, which votes and is never the lord; at most 65535
+    address: Endpoint | None = None  # where packets come in; None: etcd elects
+    multicast: bool = False  # the address is a group
+    nodes: tuple[Endpoint, ...] = ()  # where packets go to
+    cipher: str = ""  # as OpenSSL names it, or aes-256-gcm, chacha20-poly1305
+    secret: Secret = Secret("")
+    iv: str | None = None  # None: all "0"
+    quorum: int = 0
+    freq: Ns = Ns(3 * SECOND)
+    tolerance: Ns = Ns(15 * SECOND)
+    skew_tolerance: Ns = Ns(60 * SECOND)
+    death_on_lord_error: Ns = Ns(0)  # how long it keeps out after a lord hook has failed
+    scroll: str = ""
+    scroll_max_size: int = 4096  # bytes; the lord's, if longer, is not shown
+    multicast_ttl: int = 1
+    hooks: tuple[LegionHook, ...] = ()  # in file order
+    etcd: Etcd | None = None
+
+    @property
+    def is_modern(self) -> bool:
+        """Whether packets are authenticated, and only lowsuper understands them."""
+        return self.cipher in ("aes-256-gcm", "chacha20-poly1305")
 
 
 class EnvChange(Record):
@@ -388,6 +465,8 @@ class MasterSpec(Record):
     stats_http: bool = False  # over HTTP
     stats_minified: bool = False  # without white space
     metrics: Endpoint | None = None  # where OpenMetrics are served
+    legions: tuple[Legion, ...] = ()
+    legion_user: str | None = None  # whom the process of the legions becomes; None: a free uid
     socket_mode: int | None = None  # of the sockets of these; None: as the umask is
     notices: tuple[Problem, ...] = ()  # warnings, to be shown by check and at start
     origins: tuple[Origin, ...] = ()  # of the master's own options, in file order

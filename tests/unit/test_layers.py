@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "control": "changes chronicle events machine model record report units wire",
     "config": "command errors model record units config",
     "foreground": "errors record units",
+    "legion": "record units legion",
+    "legion.words": "record units wire",
     "jail": "backoff events model record report units",
     # The world.
     "kernel": "errors events plan record units kernel",
