@@ -1,7 +1,7 @@
 """The packets of a legion: uWSGI's keys and values, without what closes and opens them.
 
 A packet is a list of keys and values, each with its length before it as 16 bits, little endian. An
-unknown key is ignored, by uWSGI too: so packets to both kinds of nodes can say more, `HEARD`.
+unknown key is ignored, by uWSGI too: so a packet can say more to a lowsuper, whoever else reads it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+Echo = tuple[tuple[str, int], ...]
+
 PACKET_MAX = 65535 - 20
 """Bytes of the longest packet that uWSGI reads, with its header."""
 
@@ -19,7 +21,7 @@ UUID_SIZE = 36
 NOBODY = "\0" * UUID_SIZE
 """The uuid of the lord while there is none, as uWSGI has it."""
 
-MOST_HEARD = 64  # nodes in `Packet.heard`
+MOST_HEARD = 64  # nodes in `Packet.heard`, and in `Packet.met`
 _MOST_DIGITS = 20
 
 
@@ -39,7 +41,8 @@ class Packet(Record):
     scroll: str = ""
     dead: bool = False  # its last one
     seq: int = 0  # counts its packets; 0: it is a uWSGI, which does not
-    heard: tuple[tuple[str, int], ...] = ()  # uuid and `seq` of the last packets that reached it
+    heard: Echo = ()  # uuid and `seq` of the last packet of each member it knows
+    met: Echo = ()  # the same of those that are no members yet
 
 
 _NUMBERS = ("valor", "unix", "lord", "pid", "checksum", "lord_valor", "seq")
@@ -49,7 +52,8 @@ _KEYS = (
 )
 """What uWSGI sends, in its order."""
 
-SEQ, HEARD = "ls_seq", "ls_heard"
+SEQ = "ls_seq"
+_ECHOES = (("ls_heard", "heard"), ("ls_met", "met"))
 
 
 def encode(packet: Packet) -> bytes:
@@ -61,8 +65,10 @@ def encode(packet: Packet) -> bytes:
         pairs.append(("dead", "1"))
     if packet.seq:
         pairs.append((SEQ, str(packet.seq)))
-    if packet.heard:
-        pairs.append((HEARD, ",".join(f"{uuid}:{seq}" for uuid, seq in packet.heard[:MOST_HEARD])))
+    for key, name in _ECHOES:
+        echo = getattr(packet, name)[:MOST_HEARD]
+        if echo:
+            pairs.append((key, ",".join(f"{uuid}:{seq}" for uuid, seq in echo)))
     return b"".join(_field(key) + _field(value) for key, value in pairs)
 
 
@@ -92,8 +98,9 @@ def decode(data: bytes) -> Packet:
             raise ValueError(f"has a {key} that is not {UUID_SIZE} bytes long")
     if not fields["name"]:
         raise ValueError("has an empty name")
-    heard = tuple(_parse_heard(fields.get(HEARD, "")))
-    return Packet(**values, scroll=fields.get("scroll", ""), dead="dead" in fields, heard=heard)
+    for key, name in _ECHOES:
+        values[name] = tuple(_parse_echo(key, fields.get(key, "")))
+    return Packet(**values, scroll=fields.get("scroll", ""), dead="dead" in fields)
 
 
 def _split(data: bytes) -> dict[str, str]:
@@ -125,15 +132,15 @@ def _number(key: str, text: str) -> int:
     return number
 
 
-def _parse_heard(text: str) -> list[tuple[str, int]]:
+def _parse_echo(key: str, text: str) -> list[tuple[str, int]]:
     if not text:
         return []
     pairs = []
     for each in text.split(",")[:MOST_HEARD]:
         uuid, colon, seq = each.rpartition(":")
         if not colon or len(uuid) != UUID_SIZE:
-            raise ValueError(f"has a {HEARD} that is none")
-        pairs.append((uuid, _number(HEARD, seq)))
+            raise ValueError(f"has a {key} that is none")
+        pairs.append((uuid, _number(key, seq)))
     return pairs
 
 

@@ -34,7 +34,7 @@ class Rules(Record):
     patience: Ns  # the longest that a daemon of the legion may take to end
     suspension: Ns = 0  # after a lord hook that failed; 0: it does not matter
     scroll: str = ""
-    modern: bool = False  # only lowsuper: who does not hear us does not count
+    modern: bool = False  # there is no uWSGI among the nodes
 
 
 class Member(Record):
@@ -86,13 +86,15 @@ class Node(Record):
     vote: tuple[int, str] = (0, NOBODY)  # as announced
     checksum: int = 0  # as announced
     votes: int = 0
-    best: str = NOBODY  # uuid of whom all should vote for
+    best: tuple[int, str] = (0, NOBODY)  # whom all should vote for
     due: Ns = 0  # when the next packet is to be sent
-    suspended: Ns = 0  # until then
+    suspended: Ns = 0  # until then; 0: until the master answers
     quits: bool = False
     why: str = ""  # why it resigns: a phrase
-    warned: Ns = -1  # when it was said that there is no quorum
-    note: str = ""  # why there is no lord
+    out: str = ""  # it keeps out of the legion after it has resigned: "hook" or "master"
+    asked: Ns = 0  # when the first lease was sent that the master has not answered; 0: none
+    warned: Ns = 0  # when it was said last that there is no quorum; 0: never
+    blamed: Ns = 0  # the same of a clock that is wrong
 
 
 # Events.
@@ -113,7 +115,7 @@ class Woke(Record):
 
 
 class Busy(Record):
-    """The master says whether daemons of the legion may be running."""
+    """The master says whether daemons may be running: when that changes, and after each lease."""
 
     busy: bool
 

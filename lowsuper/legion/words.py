@@ -86,7 +86,11 @@ class Gone(Record):
 
 
 class Busy(Record):
-    """Daemons of the legion may be running here, or nothing of them is left."""
+    """Daemons of the legion may be running here, or nothing of them is left.
+
+    Said at each change, and in answer to each lease: a master that does not answer is taken to be
+    stopped, and this node keeps out of the legion until it does.
+    """
 
     legion: str
     busy: bool
