@@ -56,6 +56,12 @@ class Halt(Record):
     why: str = "stop"
 
 
+class Expel(Record):
+    """It shall not run here, and is not started: if it runs all the same, it is ended."""
+
+    why: str  # a phrase
+
+
 class Reset(Record):
     """Its failures are forgiven: they count no more, and it is not given up any more."""
 
@@ -214,7 +220,7 @@ PlainEvent = (
     | Emptied
 )
 SmartEvent = PidfileTouched | Found | Absent | Unseen | NotNamed | HeldBy | Freed | Reaped
-DaemonEvent = PlainEvent | SmartEvent
+DaemonEvent = PlainEvent | SmartEvent | Expel
 
 # What one daemon asks for.
 
@@ -426,6 +432,14 @@ class DaemonEnded(Record):
     status: int
 
 
+class LordChanged(Record):
+    """This node has become the lord of a legion, or has to be it no more."""
+
+    legion: str
+    lord: bool
+    why: str = ""  # it is no more, a phrase
+
+
 MasterEvent = (
     Boot
     | Signalled
@@ -440,6 +454,7 @@ MasterEvent = (
     | DaemonDown
     | DaemonConcluded
     | DaemonEnded
+    | LordChanged
     | Asked
 )
 
@@ -681,6 +696,13 @@ class DaemonNeeds(Record):
     started: bool  # it runs, and is ended
 
 
+class DaemonBarred(Record):
+    """A daemon was not started: this node is not the lord of its legion."""
+
+    name: str
+    legion: str
+
+
 class DaemonInBackground(Record):
     """A plain daemon's program put itself into the background; its kill domain is watched."""
 
@@ -839,6 +861,21 @@ class MasterReloaded(Record):
     took: Ns
 
 
+class LegionLost(Record):
+    """This node has to give up the lordship of a legion, with its daemons."""
+
+    legion: str
+    why: str
+    count: int  # daemons that are ended
+
+
+class LegionSays(Record):
+    """What has become of a legion, as its agent tells it."""
+
+    legion: str
+    text: str
+
+
 class MasterIgnores(Record):
     """Something was asked that cannot be done now, or means nothing here."""
 
@@ -868,6 +905,7 @@ Note = (
     | DaemonDone
     | DaemonGivenUp
     | DaemonNeeds
+    | DaemonBarred
     | DaemonInBackground
     | DaemonFound
     | DaemonFinding
@@ -887,6 +925,8 @@ Note = (
     | MasterReloads
     | MasterApplies
     | MasterReloaded
+    | LegionLost
+    | LegionSays
     | MasterIgnores
     | MasterEnds
 )

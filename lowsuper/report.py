@@ -10,6 +10,7 @@ from lowsuper.errors import assert_never
 from lowsuper.events import (
     AllStarted,
     DaemonAwaited,
+    DaemonBarred,
     DaemonDied,
     DaemonDone,
     DaemonDoubted,
@@ -37,6 +38,8 @@ from lowsuper.events import (
     HookFailed,
     HookPrints,
     HookRuns,
+    LegionLost,
+    LegionSays,
     MasterApplies,
     MasterEnds,
     MasterIgnores,
@@ -121,6 +124,7 @@ def format_note(note: Note) -> str:
             | DaemonDone()
             | DaemonGivenUp()
             | DaemonNeeds()
+            | DaemonBarred()
         ):
             return f"{note.name}: {_course_words(note)}"
         case (
@@ -203,7 +207,8 @@ def _course_words(
     | DaemonSignalled
     | DaemonDone
     | DaemonGivenUp
-    | DaemonNeeds,
+    | DaemonNeeds
+    | DaemonBarred,
 ) -> str:
     match note:
         case DaemonReady(pid=pid, took=took):
@@ -222,6 +227,8 @@ def _course_words(
         case DaemonNeeds(other=other, started=started):
             verb = "ending it" if started else "not started"
             return f"{verb}, since it requires {other}, which is not there"
+        case DaemonBarred(legion=legion):
+            return f"not started, since this node is not the lord of the legion {legion}"
         case _:
             assert_never(note)
 
@@ -304,7 +311,7 @@ def _died(note: DaemonDied) -> str:
     return f"{what}; {_next_start(note.retry)}"
 
 
-def _master_words(  # noqa: C901
+def _master_words(  # noqa: C901, PLR0912
     note: HookRuns
     | HookPrints
     | HookFailed
@@ -314,6 +321,8 @@ def _master_words(  # noqa: C901
     | MasterReloads
     | MasterApplies
     | MasterReloaded
+    | LegionLost
+    | LegionSays
     | MasterIgnores
     | MasterEnds,
 ) -> str:
@@ -338,6 +347,10 @@ def _master_words(  # noqa: C901
             return _applies(note)
         case MasterReloaded(took=took):
             return f"reloaded in {format_duration(took)}"
+        case LegionSays(legion=legion, text=text):
+            return f"legion {legion}: {text}"
+        case LegionLost(legion=legion, why=why, count=count):
+            return f"legion {legion}: {why}: ending {_daemons(count)}"
         case MasterIgnores(what=what, reason=reason):
             return f"{what}: ignored, {reason}"
         case MasterEnds(code=code):

@@ -22,6 +22,7 @@ from lowsuper.events import (
     Emptied,
     ExecOk,
     Exited,
+    Expel,
     Halt,
     Kill,
     KillDomain,
@@ -90,7 +91,9 @@ TO_BACKGROUND = 5 * SECOND
 into the background, most likely."""
 
 
-def step(spec: DaemonSpec, state: State, event: DaemonEvent, now: Ns) -> Result:
+def step(  # noqa: C901
+    spec: DaemonSpec, state: State, event: DaemonEvent, now: Ns
+) -> Result:
     """Return the new state and what is to be done, in order.
 
     Args:
@@ -99,6 +102,9 @@ def step(spec: DaemonSpec, state: State, event: DaemonEvent, now: Ns) -> Result:
         event: what happened.
         now: CLOCK_MONOTONIC in nanoseconds; never less than at the step before.
     """
+    if isinstance(event, Expel):
+        expels = is_smart(spec) and isinstance(state, Down | Over)
+        return smart.expel(state.run, event.why) if expels else (state, ())
     if isinstance(state, Looking | Awaiting) or (isinstance(state, Up) and is_smart(spec)):
         return smart.step(spec, state, event, now)
     if isinstance(event, SmartEvent):

@@ -73,6 +73,7 @@ from lowsuper.machine.states import (
     CRASHED,
     DOUBTED,
     DOUBTING,
+    DOWN,
     RELOADED,
     SURE,
     UNNAMED,
@@ -87,9 +88,12 @@ from lowsuper.units import SECOND, Ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lowsuper.events import DaemonAction, DaemonEvent
+    from lowsuper.events import DaemonAction, PlainEvent, SmartEvent
     from lowsuper.machine.moves import Result
     from lowsuper.model import DaemonSpec
+    from lowsuper.units import RunId
+
+    Event = PlainEvent | SmartEvent
 
 SIGHUP = 1
 
@@ -102,9 +106,18 @@ SUCCESSION = SECOND
 process of an upgrade that went wrong takes its place again."""
 
 
-def step(spec: DaemonSpec, state: Looking | Awaiting | Up, event: DaemonEvent, now: Ns) -> Result:
+def step(spec: DaemonSpec, state: Looking | Awaiting | Up, event: Event, now: Ns) -> Result:
     """Return the new state and what is to be done, in order."""
+    if spec.legion is not None:
+        # Of a legion's daemons there must not be two: what is let go of here could be the second.
+        match event:
+            case Stop():
+                event = Halt()
+            case Reload():
+                event = Reload(changes=True)
     match state:
+        case Looking() if state.expel:
+            return _expelling(spec, state, event, now)
         case Looking():
             return _looking(spec, state, event, now)
         case Awaiting():
@@ -115,7 +128,7 @@ def step(spec: DaemonSpec, state: Looking | Awaiting | Up, event: DaemonEvent, n
             assert_never(state)
 
 
-def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> Result:
+def _looking(spec: DaemonSpec, state: Looking, event: Event, now: Ns) -> Result:
     """It is asked whether the daemon runs."""
     match event:
         case Found() if event.run == state.run:
@@ -166,6 +179,39 @@ def _looking(spec: DaemonSpec, state: Looking, event: DaemonEvent, now: Ns) -> R
             return state, ()
         case _:
             assert_never(event)
+
+
+def expel(run: RunId, why: str) -> Result:
+    """See whether it runs; it is ended if it does, and not started if it does not."""
+    return Looking(run + 1, 0, expel=why), (CancelTimer(), Look(run + 1))
+
+
+def _expelling(spec: DaemonSpec, state: Looking, event: Event, now: Ns) -> Result:
+    """It is asked whether the daemon runs, which it must not."""
+    match event:
+        case Found() if event.run == state.run:
+            up, actions = _found(spec, state, event, now)
+            assert isinstance(up, Up)
+            said = tuple(action for action in actions if isinstance(action, Say))
+            after, more = end(spec, up, spec.stop_signal, why=state.expel, then=DOWN, now=now)
+            return after, (*said, *more)
+        case Absent(left=True) if event.run == state.run:
+            note = DaemonFinding(spec.name, f"{event.finding}; {state.expel}")
+            rest, more = end_rest(
+                spec, state.run, 0, born=now, spawns=0, status=None, gone=True, then=DOWN, now=now
+            )
+            return rest, (Say(note), *more)
+        case Unseen() if event.run == state.run:
+            down, actions = go_down(spec, state.run)
+            return down, (Say(DaemonFinding(spec.name, event.finding)), *actions)
+        case Absent() | HeldBy() if event.run == state.run:
+            return go_down(spec, state.run)  # one that another master has is that one's
+        case Stop() | Halt() | Reload():
+            return go_down(spec, state.run)
+        case Start():
+            return state.replace(expel="", first=True), ()
+        case _:
+            return state, ()
 
 
 def _found(spec: DaemonSpec, state: Looking | Awaiting, event: Found, now: Ns) -> Result:
@@ -226,7 +272,7 @@ def _await(spec: DaemonSpec, state: Starting, pid: int, now: Ns) -> Awaiting:
 
 
 def _awaiting(  # noqa: C901, PLR0912
-    spec: DaemonSpec, state: Awaiting, event: DaemonEvent, now: Ns
+    spec: DaemonSpec, state: Awaiting, event: Event, now: Ns
 ) -> Result:
     """Its pidfile has to name it."""
     asked = running.ask(spec, state, event, now)
@@ -394,7 +440,7 @@ def _give_up(spec: DaemonSpec, state: Awaiting, now: Ns) -> Result:
 
 
 def _up(  # noqa: C901, PLR0912
-    spec: DaemonSpec, state: Up, event: DaemonEvent, now: Ns
+    spec: DaemonSpec, state: Up, event: Event, now: Ns
 ) -> Result:
     """It runs."""
     common = running.step(spec, state, event, now)

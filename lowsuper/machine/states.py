@@ -29,7 +29,7 @@ from lowsuper.events import SpawnFailed
 from lowsuper.record import Record
 from lowsuper.units import SECOND, Ns, RunId
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 """Raised whenever a state class changes, for a master that takes over a stored state."""
 
 SLOW_START = 10 * SECOND  # a helper that has not reached execve by then is mentioned
@@ -63,6 +63,7 @@ class Looking(Record):
     first: bool = False  # as in Starting
     held: bool = False
     recent: tuple[Ns, ...] = ()  # when it was restarted, as far as `max_restarts` looks back
+    expel: str = ""  # why it is ended if it runs, and not started if it does not
 
 
 class Starting(Record):

@@ -123,7 +123,10 @@ def _find_lost(
 
 
 def end(spec: MasterSpec, state: Master, names: Names, how: str, daemons: Daemons) -> Result:
-    """Tell these daemons to end, each when those of them that come after it are gone."""
+    """Tell these daemons to end, each when those of them that come after it are gone.
+
+    `how` is one of STOP, RELOAD and HALT, or why they are ended in words.
+    """
     state = drop_waiting(state, names)
     gone = [name for name, _ in state.ending if name in names]
     pairs = [pair for pair in state.ending if pair[0] not in gone]
@@ -160,8 +163,10 @@ def _build_end(how: str) -> DaemonEvent:
             return Stop()
         case "reload":
             return Reload()
-        case _:
+        case "halt":
             return Halt()
+        case _:
+            return Halt(how)
 
 
 def note_down(spec: MasterSpec, state: Master, name: str) -> Result:

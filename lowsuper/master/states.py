@@ -62,6 +62,7 @@ class Master(Record):
     code: int = 0  # what the program will end with
     held: tuple[str, ...] = ()  # daemons that somebody stopped, until somebody starts them
     returning: tuple[str, ...] = ()  # daemons to be started again as soon as they are down
+    lordships: tuple[str, ...] = ()  # legions of which this node is the lord
     # Where daemons have an order:
     coming: tuple[str, ...] = ()  # told to start, and the first attempt has no outcome yet
     ending: tuple[tuple[str, str], ...] = ()  # to be told to end when those after them are gone

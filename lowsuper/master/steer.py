@@ -9,7 +9,7 @@ from __future__ import annotations
 from lowsuper.events import Halt, Reset, Restart, Start, Tell
 from lowsuper.machine import Down, Over, Stopping
 from lowsuper.machine.states import RELOADED
-from lowsuper.master import order
+from lowsuper.master import lordship, order
 from lowsuper.master.states import HALT, START, Master
 
 TYPE_CHECKING = False
@@ -58,13 +58,15 @@ def _start(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> R
     state = state.replace(held=tuple(name for name in state.held if name not in names))
     if START in state.todo:
         return state, ()  # all that is not held is to be started yet
-    wanted = [
+    asked = [
         daemon
         for daemon in spec.daemons
         if daemon.name in names
         and daemon.name not in state.waiting
         and daemon.name not in state.returning
     ]
+    barred = lordship.say_barred(state, asked)
+    wanted = lordship.choose(state, asked)
     idle = [each for each in wanted if _is_absent(state, each.name, daemons)]
     state = state.replace(unsettled=state.unsettled + len(idle))
     state, actions = order.start(state, idle)
@@ -73,7 +75,7 @@ def _start(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> R
         Tell(each.name, Start()) for each in wanted if isinstance(daemons.get(each.name), Stopping)
     )
     state, more = order.start_waiting(spec, state, daemons)
-    return state, (*actions, *back, *more)
+    return state, (*barred, *actions, *back, *more)
 
 
 def _stop(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
@@ -99,11 +101,11 @@ def replace(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> 
     What is down, or was given up and is different now, is started unless somebody stopped it.
     """
     there = tuple(name for name in names if not _is_absent(state, name, daemons))
-    state = state.replace(
-        returning=(*state.returning, *(name for name in there if name not in state.held))
-    )
+    back = lordship.choose(state, (each for each in spec.daemons if each.name in there))
+    state = state.replace(returning=(*state.returning, *(each.name for each in back)))
     state, actions = order.end(spec, state, there, HALT, daemons)
-    absent = tuple(name for name in names if name not in (*there, *state.held))
+    rest = [each for each in spec.daemons if each.name in names and each.name not in there]
+    absent = tuple(each.name for each in lordship.choose(state, rest))
     state, more = _start(spec, state, absent, daemons)
     return state, (*actions, *more)
 
@@ -112,6 +114,14 @@ def _restart(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) ->
     state = state.replace(held=tuple(name for name in state.held if name not in names))
     if START in state.todo:
         return state, ()
+    asked = [daemon for daemon in spec.daemons if daemon.name in names]
+    barred = lordship.say_barred(state, asked)
+    names = tuple(daemon.name for daemon in lordship.choose(state, asked))
+    state, actions = _restart_chosen(spec, state, names, daemons)
+    return state, (*barred, *actions)
+
+
+def _restart_chosen(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
     ended = tuple(
         name
         for name in order.with_dependents(spec, names)

@@ -35,6 +35,7 @@ from lowsuper.events import (
     LoadConfig,
     Loaded,
     LoadRefused,
+    LordChanged,
     MasterApplies,
     MasterEnds,
     MasterIgnores,
@@ -55,7 +56,7 @@ from lowsuper.events import (
     WritePidfiles,
 )
 from lowsuper.machine import Down
-from lowsuper.master import order, steer
+from lowsuper.master import lordship, order, steer
 from lowsuper.master.states import (
     BOOTING,
     DRAIN,
@@ -133,6 +134,13 @@ def step(  # noqa: C901, PLR0912
             return _stop(spec, ended, why, daemons, now, asked=False, gone=1)
         case DaemonConcluded():
             return _concluded(spec, state, event, daemons, now)
+        case LordChanged():
+            if state.phase in (STOPPING, ENDED):
+                return state, ()
+            state, actions = lordship.change(spec, state, event, daemons)
+            # What was to settle, and does not now, may have been the last one.
+            state, more = _advance(spec, state, daemons, now)
+            return state, (*actions, *more)
         case Asked():
             return _asked(spec, state, event, daemons, now)
         case _:
@@ -216,12 +224,13 @@ def _perform(spec: MasterSpec, state: Master, task: str, daemons: Daemons, now: 
                 return state, ()
             return state.replace(dropped=True), (DropPrivileges(),)
         case "start":
-            wanted = [daemon for daemon in spec.daemons if daemon.name not in state.held]
+            wanted = lordship.choose(state, spec.daemons)
             todo = (STARTED, *state.todo)
             state = state.replace(unsettled=len(wanted), failed=0, todo=todo, returning=())
+            state, ends = lordship.expel(state, spec.daemons, daemons)
             state, actions = order.start(state, wanted)
             state, more = order.start_waiting(spec, state, daemons)
-            return state, (*actions, *more)
+            return state, (*ends, *actions, *more)
         case "started":
             return _started(spec, state, daemons, now)
         case "finish":
@@ -243,7 +252,7 @@ def _started(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resu
     """Every daemon has been started once."""
     took = now - state.since
     booted = state.phase == BOOTING
-    count = sum(daemon.name not in state.held for daemon in spec.daemons)
+    count = len(lordship.choose(state, spec.daemons))
     note = AllStarted(count, state.failed, took) if booted else MasterReloaded(took)
     say: Actions = (SayMaster(note), Announce()) if booted else (SayMaster(note),)
     state = state.replace(phase=RUNNING)
@@ -356,12 +365,14 @@ def _applied(spec: MasterSpec, state: Master, event: Applied, daemons: Daemons, 
     idle = tuple(Forget(name) for name in event.removed if order.is_idle(daemons.get(name, Down())))
     state, ends = order.end(spec, state, event.removed, STOP, daemons)
     state, actions = steer.replace(spec, state, event.changed, daemons)
-    fresh = [daemon for daemon in spec.daemons if daemon.name in event.added]
+    added = [daemon for daemon in spec.daemons if daemon.name in event.added]
+    state, expels = lordship.expel(state, added, daemons)
+    fresh = lordship.choose(state, added)
     state = state.replace(unsettled=state.unsettled + len(fresh))
     state, starts = order.start(state, fresh)
     state, more = order.start_waiting(spec, state, daemons)
     state, rest = _advance(spec, state, daemons, now)
-    return state, (note, *idle, *ends, *actions, *starts, *more, *rest)
+    return state, (note, *idle, *ends, *actions, *expels, *starts, *more, *rest)
 
 
 def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Result:
@@ -396,12 +407,13 @@ def _loaded(spec: MasterSpec, state: Master, daemons: Daemons, now: Ns) -> Resul
         state = state.replace(todo=(DRAIN, *hooks, START))
         state, more = _advance(spec, state, daemons, now)
         return state, (*actions, *more)
-    wanted = [daemon for daemon in spec.daemons if daemon.name not in state.held]
+    wanted = lordship.choose(state, spec.daemons)
     idle = [each for each in wanted if order.is_idle(daemons.get(each.name, Down()))]
     state = state.replace(unsettled=pending + len(wanted), todo=(STARTED,))
+    state, expels = lordship.expel(state, spec.daemons, daemons)
     state, starts = order.start(state, idle)
     state, more = _advance(spec, state, daemons, now)
-    return state, (*actions, *starts, *more)
+    return state, (*actions, *expels, *starts, *more)
 
 
 def _settled(
@@ -437,7 +449,7 @@ def _daemon_down(
             actions = (*actions, Forget(event.name))
     again, state = order.take_returning(state, event.name)
     again = again or (state.phase == RELOADING and DRAIN not in state.todo)
-    if wanted is not None and again and event.name not in state.held:
+    if wanted is not None and again and lordship.choose(state, (wanted,)):
         state, more = order.start(state, (wanted,))
         actions = (*actions, *more)
     if state.waiting:  # what one comes after may have been ready before it was down
@@ -459,7 +471,8 @@ def _concluded(
     if daemon is None and state.phase != STOPPING:
         actions = (*actions, Forget(event.name))
     again, state = order.take_returning(state, event.name)
-    if daemon is not None and again:  # it came to its end before it could be told to end
+    if daemon is not None and again and lordship.choose(state, (daemon,)):
+        # It came to its end before it could be told to end.
         state, more = order.start(state, (daemon,))
         actions = (*actions, *more)
     elif daemon is not None and event.failed and state.phase != STOPPING:
@@ -518,7 +531,8 @@ def _stop(
     if state.phase == STOPPING:
         state = state.replace(impatient=True, ending=())
         return state, (SayMaster(MasterKills(why)), TellAll(Kill()), *hook)
-    smart = min(state.alive - gone, sum(daemon.pidfile is not None for daemon in spec.daemons))
+    stay = sum(each.pidfile is not None and each.legion is None for each in spec.daemons)
+    smart = min(state.alive - gone, stay)
     stops = MasterStops(why, state.alive - gone - smart, smart)
     if order.has_order(spec):
         state, ends = order.end(spec, state, tuple(daemons), STOP, daemons)

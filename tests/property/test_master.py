@@ -21,6 +21,7 @@ from lowsuper.events import (
     DaemonNeeds,
     DaemonSettled,
     DropPrivileges,
+    Expel,
     FifoByte,
     Finish,
     Forget,
@@ -32,6 +33,7 @@ from lowsuper.events import (
     LoadConfig,
     Loaded,
     LoadRefused,
+    LordChanged,
     MasterStops,
     Reload,
     ReloadTouched,
@@ -58,7 +60,7 @@ SIGNALS = st.sampled_from([1, 1, 1, 10, 12])
 STOPS = st.sampled_from([Signalled(15), Signalled(2), FifoByte("q"), FifoByte("Q")])
 
 
-def build_spec(names, hooks, kinds=("after", "requires"), **fields):
+def build_spec(names, hooks, kinds=("after", "requires"), legion=9, **fields):
     daemons = tuple(
         DaemonSpec(
             name,
@@ -66,6 +68,7 @@ def build_spec(names, hooks, kinds=("after", "requires"), **fields):
             ORIGIN,
             **({key: tuple(names[:1])} if index > 1 and (key := kinds[index % 2]) else {}),
             pidfile=f"/{name}" if name in SMART else None,
+            legion="l" if index >= legion else None,
         )
         for index, name in enumerate(names)
     )
@@ -83,6 +86,7 @@ SPECS = st.builds(
     st.lists(st.sampled_from(NAMES), unique=True),
     st.lists(HOOKS, max_size=3, unique=True),
     kinds=st.sampled_from([("after", "requires"), ("wants", "requires"), ("", "")]),
+    legion=st.sampled_from([9, 9, 0, 1, 2]),
     user=st.sampled_from([None, "www"]),
     die_on_term=st.booleans(),
     exit_on_reload=st.sampled_from([False, False, False, True]),
@@ -113,6 +117,7 @@ MASTERS = st.builds(
     code=st.sampled_from([0, 1, 125]),
     held=NAMED,
     returning=NAMED,
+    lordships=st.sampled_from([(), ("l",)]),
 )
 EVENTS = st.one_of(
     st.sampled_from([Boot(), ReloadTouched("/"), Loaded(), LoadRefused()]),
@@ -125,6 +130,7 @@ EVENTS = st.one_of(
     st.builds(DaemonEnded, st.sampled_from(NAMES), st.integers(0, 65535)),
     st.builds(DaemonConcluded, st.sampled_from(NAMES), st.booleans(), st.none() | st.just(256)),
     st.builds(Asked, st.sampled_from([*VERBS, "reload", "shutdown", "kill"]), NAMED),
+    st.builds(LordChanged, st.just("l"), st.booleans(), st.just("why")),
 )
 
 
@@ -160,6 +166,7 @@ class MasterMachine(RuleBasedStateMachine):
         self.again = set()  # what is on its way down, and is to come back
         self.hook = None
         self.code = None
+        self.lord = False
         self.stopped = self.dropped = False
         self.announced = 0
         self.trace = []
@@ -180,13 +187,24 @@ class MasterMachine(RuleBasedStateMachine):
             case Tell(name=name, event=Start()) if isinstance(self.daemons[name], Down | Over):
                 assert not self.stopped, "started while it stops"
                 assert name not in self.held, "started what somebody has stopped"
+                assert name not in self.find_barred(), "started without the lordship"
                 assert self.hook is None or self.hook.phase == "touch", "started before its hook"
                 self.daemons[name] = Starting(1, 0, 1, first=True)
                 self.first.add(name)
             case Tell(name=name, event=Start()):
                 assert isinstance(self.daemons[name], Stopping), "started beside itself"
+                assert name not in self.find_barred(), "comes back without the lordship"
                 if self.daemons[name].then == "down":
                     self.again.add(name)
+            case Tell(name=name, event=Expel()):
+                assert name in SMART
+                assert name in self.find_barred()
+                assert isinstance(self.daemons[name], Down | Over)
+                if self.leftover:
+                    self.daemons[name] = Stopping(1, 0, 0, 0, 1, 7, "down")
+                else:
+                    self.left.append(name)
+                self.leftover = not self.leftover
             case TellAll(event=Stop() | Reload() | Kill() as event):
                 for name in self.daemons:
                     self.tell_end(name, event)
@@ -240,13 +258,17 @@ class MasterMachine(RuleBasedStateMachine):
                 pass
         self.stopped = self.stopped or self.state.phase in (STOPPING, ENDED)
 
-    loading = reloaded = False
+    loading = reloaded = leftover = False
+
+    def find_barred(self):
+        return {d.name for d in self.spec.daemons if d.legion is not None and not self.lord}
 
     def tell_end(self, name, event):
         state = self.daemons[name]
         self.again.discard(name)
         then = "reloaded" if isinstance(event, Reload) else "down"
-        if isinstance(state, Up) and name in SMART and not isinstance(event, Halt):
+        stays = name in SMART and name not in self.in_legion
+        if isinstance(state, Up) and stays and not isinstance(event, Halt):
             self.daemons[name] = Down(1)
             self.left.append(name)
         elif isinstance(state, Over):
@@ -254,6 +276,10 @@ class MasterMachine(RuleBasedStateMachine):
         elif not isinstance(state, Down):
             self.daemons[name] = Stopping(1, 0, 0, 0, 1, 7, then)
             # What is stopped before it was up has failed.
+
+    @property
+    def in_legion(self):
+        return {daemon.name for daemon in self.spec.daemons if daemon.legion is not None}
 
     def ask(self, event):
         self.send(event)
@@ -287,6 +313,12 @@ class MasterMachine(RuleBasedStateMachine):
     def stop(self, event, really):
         if really == 0:
             self.ask(event)
+
+    @precondition(lambda self: self.code is None and self.in_legion)
+    @rule()
+    def change_lord(self):
+        self.lord = not self.lord
+        self.ask(LordChanged("l", self.lord, "why"))
 
     @rule(spec=st.none() | SPECS)
     def edit(self, spec):
@@ -408,7 +440,7 @@ class MasterMachine(RuleBasedStateMachine):
             absent = (
                 self.held | self.lost | {n for n, s in self.daemons.items() if isinstance(s, Over)}
             )
-            absent = set(order.with_dependents(self.spec, absent))
+            absent = set(order.with_dependents(self.spec, absent | self.find_barred()))
             wanted = {daemon.name for daemon in self.spec.daemons} - absent
             assert wanted <= {name for name, s in self.daemons.items() if isinstance(s, Up)}
 

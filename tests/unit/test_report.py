@@ -10,6 +10,7 @@ from lowsuper import events, machine
 from lowsuper.events import (
     AllStarted,
     DaemonAwaited,
+    DaemonBarred,
     DaemonDied,
     DaemonDone,
     DaemonDoubted,
@@ -37,6 +38,8 @@ from lowsuper.events import (
     HookFailed,
     HookPrints,
     HookRuns,
+    LegionLost,
+    LegionSays,
     MasterApplies,
     MasterEnds,
     MasterIgnores,
@@ -198,6 +201,10 @@ LINES = [
         "web: not started, since it requires db, which is not there",
     ),
     (
+        DaemonBarred("web", "l"),
+        "web: not started, since this node is not the lord of the legion l",
+    ),
+    (
         DaemonInBackground("web", 77, 12 * MS),
         (
             "web: pid 77 exited with 0 after 12 ms and left processes running: it seems to put "
@@ -321,6 +328,8 @@ LINES = [
     ),
     (MasterApplies((), (), ()), "apply: no daemon differs"),
     (MasterReloaded(3 * SECOND), "reloaded in 3 s"),
+    (LegionLost("l", "no quorum", 1), "legion l: no quorum: ending 1 daemon"),
+    (LegionSays("l", "n2 (valor 9) joined"), "legion l: n2 (valor 9) joined"),
     (
         MasterIgnores("reload (SIGHUP)", "it is stopping"),
         "reload (SIGHUP): ignored, it is stopping",
