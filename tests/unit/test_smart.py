@@ -28,6 +28,7 @@ from lowsuper.events import (
     Emptied,
     ExecOk,
     Exited,
+    Expel,
     Found,
     Freed,
     Halt,
@@ -115,6 +116,7 @@ STATES = {
     "Down": Down(RUN),
     "Looking": Looking(RUN, 1, first=True),
     "held": Looking(RUN, 1, held=True),
+    "expelling": Looking(RUN, 0, expel="no lord"),
     "Starting": Starting(RUN, BORN, 1, first=True),
     "Broken": Broken(RUN, BORN, 1, SpawnFailed(RUN, "chdir", 2, "/srv", cloned=True)),
     "Awaiting": Awaiting(RUN, BORN, NOW, BORN, 1, 77, first=True),
@@ -139,6 +141,7 @@ EVENTS = {
     "Touched": Touched("/t"),
     "Restart": Restart(),
     "Halt": Halt(),
+    "Expel": Expel("no lord"),
     "Reset": Reset(),
     "Deliver": Deliver(10, "signal"),
     "Ready": Ready(RUN),
@@ -191,7 +194,23 @@ RUNS = {
     "NotNamed": ("Up", "DaemonDoubted"),
 }
 TABLE = {
-    "Down": {"Start": ("Looking", "CancelTimer Look")},
+    "Down": {
+        "Start": ("Looking", "CancelTimer Look"),
+        "Expel": ("Looking", "CancelTimer Look"),
+    },
+    "expelling": {
+        "Start": ("Looking", ""),
+        "Halt": AT_ONCE,
+        "Stop": AT_ONCE,
+        "Reload": AT_ONCE,
+        "changes": AT_ONCE,
+        "Found": ("Stopping", "DaemonFound Signal SetTimer DaemonEnding"),
+        "found same": ("Stopping", "DaemonFound Signal SetTimer DaemonEnding"),
+        "Absent": AT_ONCE,
+        "absent left": ("Stopping", "DaemonFinding Signal SetTimer"),
+        "Unseen": ("Down", "DaemonFinding CancelTimer Leave WentDown"),
+        "HeldBy": AT_ONCE,
+    },
     "Looking": {
         "Halt": ("Down", "Settled CancelTimer Leave WentDown"),
         "Stop": ("Down", "Settled CancelTimer Leave WentDown"),
@@ -368,6 +387,7 @@ TABLE = {
     },
     "Over": {
         "Start": ("Looking", "CancelTimer Look"),
+        "Expel": ("Looking", "CancelTimer Look"),
         "Stop": ("Down", ""),
         "Halt": ("Down", ""),
         "Reload": ("Down", ""),
@@ -455,6 +475,16 @@ def test_step_when_event_meets_state_follows_the_table(state, event):
     else:
         assert type(after).__name__ == expected
         assert after != before
+
+
+@pytest.mark.parametrize("state", ["Awaiting", "gone", "lost", "Up", "doubting", "doubted"])
+@pytest.mark.parametrize(("event", "then"), [(Stop(), DOWN), (Reload(), RELOADED)])
+def test_daemon_of_a_legion_is_never_left_running(state, event, then):
+    after, done = step(SPEC.replace(legion="l"), STATES[state], event, NOW)
+    assert isinstance(after, Stopping)
+    assert after.then == then
+    assert only(done, Signal).signal == SPEC.stop_signal
+    assert not of_kind(done, DaemonLeft)
 
 
 def test_table_has_every_state_and_event():
