@@ -5,6 +5,9 @@
  * followed, and only a plain file with one name that is ours or the daemon's own counts: whoever
  * plays with names there reaches no file but his own. As `kernel/trust.py` does for directories.
  *
+ * In a sticky directory of root's or ours others may add names, but not replace or move those of
+ * root and ours: no link is followed in it, but what is below a directory of ours there is ours.
+ *
  * In the extension and in the static program alike.
  */
 #define _GNU_SOURCE
@@ -25,7 +28,8 @@
 
 struct walk {
 	int fd;				/* O_PATH: where it has come to */
-	int shared;			/* others than root and we decide what is there */
+	dev_t device;			/* of fd */
+	int shared;			/* enum lowsuper_log_place: who else decides what is there */
 	int links;
 	uid_t self;
 	int32_t reason;
@@ -53,8 +57,16 @@ static int enter(struct walk *walk, int fd)
 		errno = ENOTDIR;
 		return -1;
 	}
-	if ((status.st_uid && status.st_uid != walk->self) || status.st_mode & OTHERS_WRITE)
-		walk->shared = 1;
+	/* A user can mount a file system of his own on a directory of his, and let it say anything. */
+	if (walk->shared == LOWSUPER_LOG_STICKY)
+		walk->shared = status.st_dev == walk->device ? LOWSUPER_LOG_OURS :
+							       LOWSUPER_LOG_SHARED;
+	walk->device = status.st_dev;
+	if ((status.st_uid && status.st_uid != walk->self) ||
+	    (status.st_mode & OTHERS_WRITE && !(status.st_mode & S_ISVTX)))
+		walk->shared = LOWSUPER_LOG_SHARED;
+	else if (status.st_mode & OTHERS_WRITE && !walk->shared)
+		walk->shared = LOWSUPER_LOG_STICKY;
 	return 0;
 }
 
@@ -216,12 +228,14 @@ static void wait_for_removals(int dir_fd)
  * one like it is made again (d_delete() in the kernel comes after the count of names is lowered,
  * both under the directory's lock).
  */
-static int judge(int dir_fd, int fd, const struct stat *status, uid_t self, uint32_t uid,
-		 int32_t *reason)
+static int judge(int dir_fd, int fd, int shared, const struct stat *status, uid_t self,
+		 uint32_t uid, int32_t *reason)
 {
-	if (!S_ISREG(status->st_mode))
+	const int is_ours = !status->st_uid || status->st_uid == self;
+
+	if (!S_ISREG(status->st_mode) && !(is_ours && shared == LOWSUPER_LOG_STICKY))
 		return refuse(reason, LOWSUPER_LOG_KIND, EPERM);
-	if (status->st_uid && status->st_uid != self && status->st_uid != uid)
+	if (!is_ours && status->st_uid != uid)
 		return refuse(reason, LOWSUPER_LOG_OWNER, EPERM);
 	if (status->st_nlink != 1)
 		return refuse(reason, LOWSUPER_LOG_NAMES, EPERM);
@@ -278,7 +292,7 @@ int lowsuper_log_file(int dir_fd, const char *name, int shared, uint32_t uid, in
 		refuse(reason, LOWSUPER_LOG_KIND, EPERM);
 		goto fail;
 	}
-	if (shared && judge(dir_fd, fd, &status, effective, uid, reason))
+	if (shared && judge(dir_fd, fd, shared, &status, effective, uid, reason))
 		goto fail;
 	if (fcntl(fd, F_SETFL, flags))
 		goto fail;

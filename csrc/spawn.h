@@ -155,6 +155,13 @@ enum lowsuper_log_reason {
 	LOWSUPER_LOG_READER		/* a socket, or a FIFO that nobody reads */
 };
 
+/* Who decides about the names in the directory of a log file. */
+enum lowsuper_log_place {
+	LOWSUPER_LOG_OURS,		/* root and we */
+	LOWSUPER_LOG_SHARED,		/* others, too */
+	LOWSUPER_LOG_STICKY		/* others add theirs, and leave root's and ours alone */
+};
+
 /* How a log file is opened. */
 enum lowsuper_log_access {
 	LOWSUPER_LOG_APPEND,
@@ -329,7 +336,7 @@ int lowsuper_fsmount(int fd, uint32_t attributes);
 /*
  * logfile.c. `name` has room for LOWSUPER_NAME_SIZE characters; `uid` is the daemon's. The
  * descriptors are the caller's: of the directory that a path really leads to (O_PATH), and of a log
- * file; `access` is enum lowsuper_log_access.
+ * file; `access` is enum lowsuper_log_access, `shared` enum lowsuper_log_place.
  */
 int lowsuper_log_directory(const char *path, char *name, int32_t *shared, int32_t *reason);
 int lowsuper_log_file(int dir_fd, const char *name, int shared, uint32_t uid, int access,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 from errno import ELOOP, ENOENT, ENXIO, EPERM
 from pathlib import Path
@@ -38,6 +41,28 @@ def shared(place):
     path.mkdir()
     os.chown(path, NOBODY, NOBODY)
     return path
+
+
+@pytest.fixture
+def sticky(place):
+    """A directory of root's where everybody may add names, as /tmp; /run in some containers."""
+    path = place / "sticky"
+    path.mkdir()
+    path.chmod(0o1777)
+    return path
+
+
+@pytest.fixture
+def reading():
+    """Return a function that reads from a FIFO, without waiting for a writer."""
+    with contextlib.ExitStack() as stack:
+
+        def read(path: Path) -> int:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            stack.callback(os.close, fd)
+            return fd
+
+        yield read
 
 
 def plan_for(path: Path, *argv: str, **fields):
@@ -171,23 +196,87 @@ def test_log_where_a_group_or_everybody_can_write_is_shared(spawner, place, mode
     assert outcome_of(spawner, plan_for(place / "web.log")) == expected
 
 
-def test_log_that_is_a_fifo_of_a_user_is_refused_at_once(spawner, shared):
+def test_log_below_a_directory_of_root_in_a_sticky_one_is_trusted(spawner, sticky):
+    (sticky / "root").mkdir()
+    (sticky / "root" / "web.log").symlink_to("real.log")
+    (sticky / "root" / "real.log").touch()
+    os.chown(sticky / "root" / "real.log", OTHER, OTHER)
+    assert say(spawner, sticky / "root" / "web.log") == ExecOk()
+    assert (sticky / "root" / "real.log").read_text() == "out\nerr\n"
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(NOBODY, 0o755), (0, 0o777)])
+def test_log_below_a_directory_of_others_in_a_sticky_one_is_shared(spawner, sticky, owner, mode):
+    place = sticky / "user"
+    place.mkdir()
+    place.chmod(mode)
+    os.chown(place, owner, owner)
+    (place / "web.log").symlink_to("/etc/hostname")
+    expected = StepFailed("log", ELOOP, LIB.LOWSUPER_LOG_LINK)
+    assert outcome_of(spawner, plan_for(place / "web.log")) == expected
+
+
+def test_log_in_a_sticky_directory_below_one_of_a_user_is_shared(spawner, shared):
+    for path in (shared / "sticky", shared / "sticky" / "root"):
+        path.mkdir()
+    (shared / "sticky").chmod(0o1777)
+    (shared / "sticky" / "root" / "web.log").symlink_to("/etc/hostname")
+    expected = StepFailed("log", ELOOP, LIB.LOWSUPER_LOG_LINK)
+    path = shared / "sticky" / "root" / "web.log"
+    assert outcome_of(spawner, plan_for(path)) == expected
+
+
+def test_log_below_what_is_mounted_in_a_sticky_directory_is_shared(sticky):
+    """A user can mount what he likes on a directory of his own; see fuse(4)."""
+    (sticky / "mount").mkdir()
+    script = f"""
+import os
+from lowsuper.kernel import mount, native
+
+mount.unshare(mount.NEWNS)
+mount.make_private("/")
+tree_fd = mount.make_filesystem("tmpfs", texts=(("mode", "755"),))
+mount.attach(tree_fd, os.open({str(sticky / "mount")!r}, os.O_PATH), "mount")
+path = {str(sticky / "mount" / "web.log")!r}
+os.symlink("/etc/hostname", path)
+reason = native.ffi.new("int32_t *")
+log = os.fsencode(path)
+print(native.lib.lowsuper_log_open(log, 0, native.lib.LOWSUPER_LOG_READ, reason), reason[0])
+"""
+    command = [sys.executable, "-c", script]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=30).stdout
+    assert output.split() == [b"%d" % -ELOOP, b"%d" % LIB.LOWSUPER_LOG_LINK]
+
+
+def test_log_that_is_a_fifo_of_a_user_is_refused_at_once(spawner, shared, reading):
     os.mkfifo(shared / "fifo")
-    reader = os.open(shared / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    reading(shared / "fifo")
     expected = StepFailed("log", EPERM, LIB.LOWSUPER_LOG_KIND)
     assert outcome_of(spawner, plan_for(shared / "fifo")) == expected
-    os.close(reader)
 
 
-def test_log_that_is_a_fifo_of_root_is_written_once_somebody_reads(spawner, place):
+def test_log_that_is_a_fifo_in_a_sticky_directory_is_for_its_owner_to_say(spawner, sticky, reading):
+    path = sticky / "fifo"
+    os.mkfifo(path)
+    reader = reading(path)
+    assert say(spawner, path) == ExecOk()
+    assert os.read(reader, 100) == b"out\nerr\n"
+    os.link(path, sticky / "other")
+    expected = StepFailed("log", EPERM, LIB.LOWSUPER_LOG_NAMES)
+    assert outcome_of(spawner, plan_for(path)) == expected
+    os.chown(path, OTHER, OTHER)
+    expected = StepFailed("log", EPERM, LIB.LOWSUPER_LOG_KIND)
+    assert outcome_of(spawner, plan_for(path, uid=OTHER, gid=OTHER, groups=())) == expected
+
+
+def test_log_that_is_a_fifo_of_root_is_written_once_somebody_reads(spawner, place, reading):
     path = place / "fifo"
     os.mkfifo(path)
     expected = StepFailed("log", ENXIO, LIB.LOWSUPER_LOG_READER)
     assert outcome_of(spawner, plan_for(path)) == expected
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    reader = reading(path)
     assert say(spawner, path) == ExecOk()
     assert os.read(reader, 100) == b"out\nerr\n"
-    os.close(reader)
 
 
 def test_log_on_a_device_is_written(spawner, place):
