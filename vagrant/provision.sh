@@ -21,7 +21,7 @@ build_packages='gcc libc6-dev libcap-dev'  # libcap-dev: python-prctl is compile
 example_packages='memcached redis-server'
 test_packages='procps strace uwsgi-core'  # uwsgi-core: tests compare with the original
 # The real programs that tests run, besides the examples' and what comes from PyPI.
-test_packages="$test_packages nginx postgresql"
+test_packages="$test_packages nginx postgresql systemd"  # systemd: systemd-notify; starts nothing
 test_packages="$test_packages busybox-static dropbear-bin mmdebstrap"
 test_packages="$test_packages ruby-daemons ruby-delayed-job-active-record ruby-sqlite3"
 # Virtual machines of the tests: an emulator, and the first of these kernels that there is. It is
