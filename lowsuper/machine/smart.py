@@ -286,7 +286,8 @@ def _awaiting(  # noqa: C901, PLR0912
             return _unnamed(spec, state.replace(finding=event.finding), now, seen=seen)
         case NotNamed() if event.run == state.run:
             return _give_up(spec, state.replace(finding=event.finding), now)
-        case Exited() if event.run == state.run and not state.gone:
+        case Exited() if event.run == state.run:
+            # Race: what was named while the end of the one before was on its way here ends, too.
             gone = state.replace(
                 gone=True, status=event.status, oom=event.oom, empty=not event.left
             )

@@ -289,6 +289,8 @@ TABLE = {
         "changes": ASKED,
         "Touched": ASKED,
         "Timer": ("Awaiting", "Look"),
+        "Exited": ("Awaiting", "Look"),
+        "left": ("Awaiting", "Look"),
         "Emptied": ("Awaiting", "Look"),
         "PidfileTouched": LOOKED,
         "Found": ("Up", "CancelTimer DaemonStarted Settled"),
@@ -307,6 +309,8 @@ TABLE = {
         "changes": ASKED,
         "Touched": ASKED,
         "Timer": ("Awaiting", "Look"),
+        "Exited": ("Awaiting", "Look"),
+        "left": ("Awaiting", "Look"),
         "Emptied": ("Awaiting", "Look"),
         "PidfileTouched": LOOKED,
         "Found": ("Up", "CancelTimer DaemonMoved Settled"),
@@ -326,6 +330,8 @@ TABLE = {
         "changes": ASKED,
         "Touched": ASKED,
         "Timer": LOOKED,
+        "Exited": ("Awaiting", "Look"),
+        "left": LOOKED,
         "Emptied": ("Awaiting", "Look"),
         "PidfileTouched": LOOKED,
         "Found": ("Up", "CancelTimer DaemonMoved Settled"),
@@ -987,6 +993,21 @@ def test_upgrade_in_place_is_followed():
     assert play.done == (Say(DaemonMoved("db", 77, 78, "in the domain")),)
     play(PidfileTouched()).found(77, "in the domain")  # and back
     assert play.state.pid == 77
+
+
+@pytest.mark.parametrize("status", [0, 9])
+def test_upgrade_whose_new_process_ends_after_the_end_of_the_old_one_came_late_is_over(status):
+    play = up().found(78).exited(0, left=True)  # of the one before
+    play(Unseen(RUN, FINDING))(after=SECOND).exited(status)
+    assert play.done == (Look(RUN),)
+    play.absent()
+    assert notes(play.done) == [DaemonDied("db", 78, status, SECOND, False, SECOND, False)]
+    assert play.kind == Backoff
+
+
+def test_upgrade_that_is_stopped_after_the_end_of_the_old_one_came_late_is_over():
+    play = up().found(78).exited(0, left=True)(Unseen(RUN, FINDING))(Halt()).exited(2)
+    assert play.state == Down(RUN)
 
 
 def test_pidfile_removed_from_a_live_daemon_is_said_once_and_starts_nothing():
