@@ -87,7 +87,7 @@ def step(rules: Rules, node: Node, event: Event, now: Ns, wall: int) -> Result:
         case Heard():
             turn.hear(event.packet)
         case Busy():
-            turn.hear_master(event.busy)
+            turn.hear_master(event)
         case HookFailed():
             turn.fail()
         case Quit():
@@ -387,9 +387,12 @@ class _Turn:
             self.resign("a lord hook has failed")
             self.node = self.node.replace(out="hook")
 
-    def hear_master(self, busy: bool) -> None:
+    def hear_master(self, event: Busy) -> None:
         """Take the answer of the master."""
-        self.node = self.node.replace(busy=busy, asked=0)
+        node = self.node
+        has_read = event.until >= node.leased
+        asked = 0 if has_read else node.asked
+        self.node = node.replace(busy=event.busy or not has_read, asked=asked)
         if self.node.state == SUSPENDED and self.node.suspended == 0:
             self.node = self.node.replace(suspended=self.now)
 
@@ -404,8 +407,9 @@ class _Turn:
         if self.node.state == SUSPENDED:
             if self.now < self.node.suspended or self.node.suspended == 0:
                 return
-            self.node = self.node.replace(state=FOLLOWER, due=self.now)
-            self.act(Tell("is back in the legion"), Show())
+            # The promises that it gave before its goodbye hold, as before a start.
+            self.node = self.node.replace(state=FOLLOWER, since=self.now, due=self.now)
+            self.act(Tell("this node is back in the legion"), Show())
         self._elect()
         self._announce()
 
@@ -425,7 +429,7 @@ class _Turn:
     def _abdicate(self) -> None:
         """Nothing of the daemons is left, or the guard has seen to it: tell the others."""
         node = self.node
-        self.act(Tell(f"is not the lord any more: {node.why}"), Occur("unlord"), Show())
+        self.act(Tell(f"this node is not the lord any more: {node.why}"), Occur("unlord"), Show())
         self.node = node.replace(state=FOLLOWER, lord=0, until=0, due=self.now, vote=(0, NOBODY))
         if node.out and not node.quits:
             self._send(dead=True)
@@ -434,7 +438,7 @@ class _Turn:
                 wait = f"for {format_duration(self.rules.suspension)}"
                 suspended = self.now + self.rules.suspension
             self.node = self.node.replace(state=SUSPENDED, out="", suspended=suspended)
-            self.act(Tell(f"keeps out of the legion {wait}"))
+            self.act(Tell(f"this node keeps out of the legion {wait}"))
 
     def _say_goodbye(self) -> None:
         if self.node.state == FOLLOWER:
@@ -487,7 +491,8 @@ class _Turn:
             return
         until = self._find_until(members)
         if until >= node.until + rules.freq // 4:
-            self.node = node.replace(until=until, asked=node.asked or self.now)
+            asked = node.asked or self.now
+            self.node = node.replace(until=until, leased=until, busy=True, asked=asked)
             self.act(Lease(until), Show())
 
     def _find_until(self, members: list[Member]) -> Ns:
@@ -519,12 +524,14 @@ class _Turn:
             state=LORD,
             lord=max(1, self.wall),
             until=until,
+            leased=until,
+            busy=True,
             asked=self.now,
             due=self.now,
             warned=0,
         )
         self.act(
-            Tell(f"is the lord now, with {_count(node.votes, 'vote')}"),
+            Tell(f"this node is the lord now, with {_count(node.votes, 'vote')}"),
             Occur("lord"),
             Lease(until),
             Show(),
@@ -599,7 +606,10 @@ class _Turn:
             tuple((m.uuid, m.seq) for m in node.members if m.seq and not m.counts),
         )
         sent = (*node.sent, Sent(seq, self.now))[-MOST_SENT:]
-        self.node = node.replace(seq=seq, sent=sent, due=0)
+        members = node.members
+        if dead:
+            sent, members = (), ()  # what was said before, and heard, proves nothing any more
+        self.node = node.replace(seq=seq, sent=sent, members=members, due=0)
         self.act(Send(packet))
 
     def _next_wake(self) -> Ns:

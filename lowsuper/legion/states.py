@@ -80,7 +80,8 @@ class Node(Record):
     sent: tuple[Sent, ...] = ()  # in the last `tolerance`, oldest first
     seq: int = 0  # of the last packet
     lord: int = 0  # since when it is the lord, by the clock of the day; 0: it is not
-    until: Ns = 0  # of the last lease
+    until: Ns = 0  # when nothing of the daemons may be left: of the last lease, or earlier
+    leased: Ns = 0  # of the last lease
     busy: bool = False  # daemons may be running
     joined: bool = False
     vote: tuple[int, str] = (0, NOBODY)  # as announced
@@ -115,9 +116,13 @@ class Woke(Record):
 
 
 class Busy(Record):
-    """The master says whether daemons may be running: when that changes, and after each lease."""
+    """The master says whether daemons may be running: when that changes, and after each lease.
+
+    What it says before it has read the last lease says nothing of what that lease will begin.
+    """
 
     busy: bool
+    until: Ns  # of the last lease that it has read; 0: none
 
 
 class HookFailed(Record):

@@ -89,11 +89,13 @@ class Busy(Record):
     """Daemons of the legion may be running here, or nothing of them is left.
 
     Said at each change, and in answer to each lease: a master that does not answer is taken to be
-    stopped, and this node keeps out of the legion until it does.
+    stopped, and this node keeps out of the legion until it does. What it says before it has read
+    the last lease says nothing of what that lease will begin.
     """
 
     legion: str
     busy: bool
+    until: Ns  # of the last lease that it has read; 0: none
 
 
 class HookFailed(Record):
@@ -126,7 +128,7 @@ _TYPES: dict[type[Record], dict[str, type]] = {
         "nodes": tuple,
     },
     Gone: {},
-    Busy: {"legion": str, "busy": bool},
+    Busy: {"legion": str, "busy": bool, "until": int},
     HookFailed: {"legion": str},
     Quit: {},
 }
