@@ -142,6 +142,8 @@ def parse_request(line: bytes) -> Request:
         raise RequestError(BAD_REQUEST, f"{verb}: names: at least one is needed")
     if verb in NEED_NAME and not request.name:
         raise RequestError(BAD_REQUEST, f"{verb}: name: there is none")
+    if verb == "adopt" and not request.pid:
+        raise RequestError(BAD_REQUEST, "adopt: pid: there is none")
     if verb == "signal" and not request.signal:
         raise RequestError(BAD_REQUEST, "signal: there is none")
     return request

@@ -82,6 +82,20 @@ class UnsupportedError(LowsuperError):
     """This kernel or this sandbox lacks what lowsuper needs; the text says what and since when."""
 
 
+class WordError(LowsuperError):
+    """An operator's word is not taken; the text says why.
+
+    Args:
+        why: a phrase.
+        is_forbidden: it would be taken from somebody else.
+    """
+
+    def __init__(self, why: str, *, is_forbidden: bool = False) -> None:
+        """Keep both."""
+        super().__init__(why)
+        self.is_forbidden = is_forbidden
+
+
 def assert_never(value: Never) -> Never:
     """Say that this place cannot be reached; mypy proves it, and at run time it is a bug."""
     raise AssertionError(f"not handled: {value!r}")

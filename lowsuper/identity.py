@@ -162,7 +162,7 @@ def judge(process: Process, claim: Claim) -> Verdict:
         process: live, pinned by a pidfd that the caller holds and polls before it acts.
         claim: about this process; `in_domain`, `other` and `has_init` are about it too.
     """
-    bar = _find_bar(process, claim)
+    bar = find_bar(process, claim)
     if bar:
         return Verdict(False, bar)
     if claim.in_domain:
@@ -177,8 +177,8 @@ def judge(process: Process, claim: Claim) -> Verdict:
     return Verdict(not mismatch, mismatch or f"it runs {_name_of(claim.program)}")
 
 
-def _find_bar(process: Process, claim: Claim) -> str:
-    """Return why a process is never believed, or ""."""
+def find_bar(process: Process, claim: Claim) -> str:
+    """Return why a process is never believed, not even on an operator's word, or ""."""
     owner, is_init = claim.reading.owner, claim.has_init and process.inner_pid == 1
     strange = f"the file belongs to uid {owner}, the process to uid {process.uid}"
     bars = (

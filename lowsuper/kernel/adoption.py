@@ -9,11 +9,20 @@ that is believed. Pidfds come first and are asked last: what was judged is what 
 from __future__ import annotations
 
 import os
-from errno import ESRCH
+from errno import EPERM, ESRCH
 
-from lowsuper.errors import KernelError, LowsuperError
+from lowsuper.errors import KernelError, LowsuperError, WordError
 from lowsuper.events import Absent, Found, Freed, HeldBy, NotNamed, Unseen
-from lowsuper.identity import Claim, Recorded, decide, is_same, matches
+from lowsuper.identity import (
+    Claim,
+    Decision,
+    Reading,
+    Recorded,
+    decide,
+    find_bar,
+    is_same,
+    matches,
+)
 from lowsuper.kernel import inspect, process, records
 from lowsuper.kernel.loop import READ
 from lowsuper.kernel.pidfile import read_pidfile, remove_pidfile, write_pidfile
@@ -23,10 +32,10 @@ from lowsuper.kernel.watch import IN_CLOSE_WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from lowsuper.events import DaemonEvent
-    from lowsuper.identity import Decision, Process, Program, Reading
+    from lowsuper.identity import Process, Program
     from lowsuper.kernel.cgroup import Leaf
     from lowsuper.kernel.domain import Domains
     from lowsuper.kernel.life import Life
@@ -130,6 +139,7 @@ class Governor:
         self._instance = ""
         self._smart: tuple[DaemonSpec, ...] = ()
         self._helper = helper
+        self._words: dict[str, tuple[int, Process, str]] = {}  # which process is it, who says so
 
     # Configuration.
 
@@ -174,8 +184,112 @@ class Governor:
         for ward in self._wards.values():
             _let_go(ward)
         self._wards.clear()
+        for name in tuple(self._words):
+            self.withdraw(name)
         if self._store is not None:
             self._store.close()
+
+    # The word of an operator, against a pidfile that is not believed.
+
+    def vouch(self, spec: DaemonSpec, pid: int, uid: int) -> Iterator[None]:
+        """Take somebody's word for which process a daemon is, a part at a time.
+
+        The next `look` goes by it, if the process lives until then; `withdraw` ends that.
+
+        Args:
+            spec: of a smart daemon that does not run.
+            pid: in our pid namespace.
+            uid: who says so. Who is not root may give away own processes only.
+
+        Raises:
+            WordError: it is no process, or one that cannot be this daemon.
+        """
+        opened = inspect.open_process(pid)
+        if opened is None:
+            negligent = inspect.find_negligent(pid)
+            rest = f"; it has ended and was not reaped by {negligent}" if negligent else ""
+            raise WordError(f"there is no process {pid}{rest}")
+        pidfd, found = opened
+        try:
+            bar = yield from self._find_bar(spec, found)
+            if bar:
+                raise WordError(f"process {pid} cannot be {spec.name}: {bar}")
+            if uid not in (0, found.uid):
+                why = f"process {pid} is of uid {found.uid}: only root may give that away"
+                raise WordError(why, is_forbidden=True)
+            try:
+                is_there = process.send_signal(pidfd, 0)
+            except KernelError as error:
+                if error.errno != EPERM:
+                    raise
+                raise WordError(f"process {pid} may not be signalled by lowsuper") from None
+            if not is_there:
+                raise WordError(f"process {pid} has just ended")
+            self.withdraw(spec.name)
+            self._words[spec.name] = os.dup(pidfd), found, f"uid {uid} says that it is this one"
+        finally:
+            os.close(pidfd)
+
+    def withdraw(self, name: str) -> None:
+        """Forget what was said of a daemon."""
+        word = self._words.pop(name, None)
+        if word is not None:
+            os.close(word[0])
+
+    def _find_bar(self, spec: DaemonSpec, found: Process) -> Generator[None, None, str]:
+        """Return why a process is not this daemon, whoever says so, or ""."""
+        assert self._store is not None, "opened with the configuration"
+        own, path = os.getpid(), os.path.abspath(spec.pidfile or "")
+        in_domain, other = self._territory.place(spec.name, self._store.load(path)[0], found)
+        claim = Claim(
+            Reading(found.id.pid, owner=0), own, in_domain, other, helpers=(self._helper,)
+        )
+        bar = find_bar(found, claim.replace(has_init=spec.ns_pid and spec.ns_init))
+        if bar or in_domain:
+            return bar
+        if inspect.is_below(own, found.id.pid):
+            return "lowsuper was started by it"
+        if found.id.pid in self._children:
+            return "it is a process of this master"
+        other = self._find_other(spec, found) or self._find_keeper_of(found)
+        if other:
+            return f"it belongs to {other}"
+        for recorded in self._store.load_all():
+            if matches(recorded, found, records.boot_id()):
+                yield
+                if os.path.abspath(recorded.pidfile) != path:
+                    return f"it is the daemon of {recorded.pidfile}"
+            yield
+        return ""
+
+    def _find_keeper_of(self, found: Process) -> str:
+        """Return which process of lowsuper, of whichever master, keeps a process, or ""."""
+        above = inspect.parent_of(found.id.pid)
+        while above > 1:
+            opened = inspect.open_process(above)
+            if opened is None:
+                return ""
+            os.close(opened[0])
+            if opened[1].exe_id == self._helper:
+                return f"a daemon that lowsuper's pid {above} keeps"
+            above = inspect.parent_of(above)
+        return ""
+
+    def _take_word(self, ward: Ward) -> Found | None:
+        """Return the process that was vouched for, which is watched now; None: there is none."""
+        word = self._words.get(ward.spec.name)
+        if word is None:
+            return None
+        reading = read_pidfile(ward.path)
+        pidfd, found, why = word
+        if not inspect.is_alive(pidfd):
+            return None
+        is_inner = ward.spec.ns_pid and not ward.spec.daemonize
+        finding = ""
+        if reading.pid != (found.inner_pid if is_inner else found.id.pid):
+            what = f"names {reading.pid}" if reading.pid else reading.reason
+            finding = f"the pidfile {ward.path} {what}"
+        return self._take_over(ward, (os.dup(pidfd), found), Decision("named", why, finding))
 
     # What the machine asks for.
 
@@ -191,7 +305,7 @@ class Governor:
                 held = self._take_lock(ward)
                 if held is not None:
                     return held
-            return self._look(ward)
+            return self._take_word(ward) or self._look(ward)
         except (LowsuperError, OSError) as error:
             return Unseen(run, f"the pidfile {ward.path} could not be looked at: {error}")
 

@@ -17,6 +17,7 @@ from lowsuper.control import (
     BAD_REQUEST,
     FAILED,
     MOST_LINES,
+    NOT_PERMITTED,
     NOT_POSSIBLE,
     STOPPED,
     TIMEOUT,
@@ -29,18 +30,18 @@ from lowsuper.control import (
     refusal,
     seconds,
 )
-from lowsuper.errors import ConfigError, LowsuperError, PlanError
+from lowsuper.errors import ConfigError, LowsuperError, PlanError, WordError
 from lowsuper.events import Asked
 from lowsuper.kernel.control import KEY, LATER, PARK
-from lowsuper.machine import Awaiting, Down, Over, Stopping, Up
-from lowsuper.master import ENDED, STOPPING
+from lowsuper.machine import Awaiting, Backoff, Down, Looking, Over, Stopping, Up
+from lowsuper.master import ENDED, RUNNING, STOPPING, is_ready
 from lowsuper.record import Record
 from lowsuper.units import SECOND
 from lowsuper.wire import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
     from typing import Protocol
 
     from lowsuper.changes import Changes
@@ -78,6 +79,12 @@ if TYPE_CHECKING:
 
         def preview(self) -> MasterSpec:
             """Read the configuration again, and change nothing."""
+
+        def vouch(self, spec: DaemonSpec, pid: int, uid: int) -> Iterator[None]:
+            """Take somebody's word for which process a smart daemon is."""
+
+        def withdraw(self, name: str) -> None:
+            """Forget that word."""
 
 
 RENDERED = 8  # daemons in one piece that were not at hand
@@ -158,6 +165,7 @@ class MasterAnswers:
             "reload": self._reload,
             "diff": self._diff,
             "apply": self._apply,
+            "adopt": self._adopt,
             "shutdown": self._shutdown,
             **dict.fromkeys(ASKED, self._ask),
         }
@@ -585,6 +593,59 @@ class MasterAnswers:
             raise RequestError(FAILED, str(error)) from None
         yield b""
         yield answer(changes=control.describe_changes(self._compare(new)))
+
+    def _adopt(self, request: Request, connection: Connection) -> Job:
+        """Take a process for a daemon on the word of an operator, if nothing speaks against it."""
+        self._require_running()
+        name, peer = request.name, connection.peer
+        if peer.verbs is not None:
+            raise RequestError(NOT_PERMITTED, "adopt is for root and the owner of the master")
+        spec = self._supervisor.specs.get(name)
+        if spec is None:
+            raise RequestError(UNKNOWN_NAME, f"there is no daemon {quote(name)}")
+        if spec.pidfile is None:
+            why = f"{name} has no pidfile: only a smart daemon can be one that runs already"
+            raise RequestError(NOT_POSSIBLE, why)
+        state = self._supervisor.states[name]
+        if isinstance(state, Up) and state.pid == request.pid:
+            yield answer()
+            return
+        self._require_adoptable(spec, state)
+        try:
+            for _ in self._realm.vouch(spec, request.pid, peer.uid):
+                yield b""
+            # Race: what was true of it may not be so any more.
+            state = self._supervisor.states.get(name, Down())
+            self._require_adoptable(spec, state)
+            verb = "restart" if isinstance(state, Backoff) else "start"
+            self._supervisor.post(Asked(verb, (name,), f"uid {peer.uid}"))
+            yield LATER
+        except WordError as error:
+            code = NOT_PERMITTED if error.is_forbidden else NOT_POSSIBLE
+            raise RequestError(code, str(error)) from None
+        finally:
+            self._realm.withdraw(name)
+        state = self._supervisor.states.get(name, Down())
+        if not isinstance(state, Up) or state.pid != request.pid:
+            raise RequestError(FAILED, f"{name} was not taken over: {control.describe(state)}")
+        yield answer()
+
+    def _require_adoptable(self, spec: DaemonSpec, state: State) -> None:
+        """See that a daemon does not run, and would be looked for at once if it were started."""
+        master, states, name = self._supervisor.master, self._supervisor.states, spec.name
+        why = ""
+        if master.phase != RUNNING:
+            why = f"the master is {master.phase}; try again"
+        elif isinstance(state, Looking) and state.held:
+            why = f"{name}: another master governs its pidfile; adopt it there"
+        elif not isinstance(state, Down | Over | Backoff):
+            why = f"{name}: {control.describe(state)}; first lowsuper stop {name}"
+        else:
+            away = [each for each in spec.requires if not is_ready(states.get(each, Down()))]
+            if away:
+                why = f"{name} requires {', '.join(away)}; first lowsuper start {' '.join(away)}"
+        if why:
+            raise RequestError(NOT_POSSIBLE, why)
 
     def _shutdown(self, request: Request, connection: Connection) -> Job:
         if not request.watch:

@@ -28,6 +28,7 @@ from lowsuper.kernel.pidfile import fill_and_rename, unlink_if_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Final
 
 DEFAULT_DIRECTORY = "/run/lowsuper/state"
@@ -210,6 +211,23 @@ class Store:
                 return recorded, ""
             why = "is that of another pidfile"
         return None, f"the record of {pidfile}, {self.directory}/{name}, {why}; it counts as none"
+
+    def load_all(self) -> Iterator[Recorded]:
+        """Yield every good record, those of other masters too; each is read when it is asked for.
+
+        Raises:
+            KernelError: the directory cannot be read.
+        """
+        try:
+            names = [name for name in os.listdir(self._fd) if name.endswith(".record")]
+        except OSError as error:
+            raise self._explain("readdir", error, "") from error
+        for name in names:
+            try:
+                recorded = parse(self._read(name))
+            except (OSError, BrokenError):
+                continue  # whoever governs it is told of that
+            yield recorded
 
     def save(self, recorded: Recorded) -> None:
         """Write a record in place of the one before. Hold its pidfile's lock.

@@ -55,7 +55,7 @@ from lowsuper.plan import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from lowsuper.chronicle import Chronicle
     from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed, Unseen
@@ -698,6 +698,14 @@ class World:
     def unname(self, spec: DaemonSpec, run: RunId) -> None:
         """Remove the pidfile that `name` has written, if it is still that one."""
         self._governor.unname(spec, run)
+
+    def vouch(self, spec: DaemonSpec, pid: int, uid: int) -> Iterator[None]:
+        """Take somebody's word for which process a smart daemon is: see `Governor.vouch`."""
+        return self._governor.vouch(spec, pid, uid)
+
+    def withdraw(self, name: str) -> None:
+        """Forget what was said of a smart daemon."""
+        self._governor.withdraw(name)
 
     def leave(self, spec: DaemonSpec, run: RunId) -> None:
         """Let go of a smart daemon and of its pidfile."""
