@@ -393,13 +393,15 @@ class _Turn:
         has_read = event.until >= node.leased
         asked = 0 if has_read else node.asked
         self.node = node.replace(busy=event.busy or not has_read, asked=asked)
+        if has_read and node.out == "master":
+            self.node = self.node.replace(out="")
         if self.node.state == SUSPENDED and self.node.suspended == 0:
             self.node = self.node.replace(suspended=self.now)
 
     def decide(self) -> None:
         """Do what the state and the time ask for."""
         self._forget()
-        if self.node.state == RESIGNING and (not self.node.busy or self.now >= self.node.until):
+        if self.node.state == RESIGNING and (not self.node.busy or self.now >= self._last_moment()):
             self._abdicate()
         if self.node.quits and self.node.state in (FOLLOWER, SUSPENDED):
             self._say_goodbye()
@@ -412,6 +414,10 @@ class _Turn:
             self.act(Tell("this node is back in the legion"), Show())
         self._elect()
         self._announce()
+
+    def _last_moment(self) -> Ns:
+        """Return when nothing is left whatever the master says: a kill takes a moment, too."""
+        return self.node.until + margin(self.rules)
 
     def _forget(self) -> None:
         """Drop what is too old."""
@@ -514,6 +520,10 @@ class _Turn:
             or node.quits
             or _is_waiting(rules, node, self.now)
             or any(m.lord for m in members)
+            # A vote whose promise is over may be older than another lord.
+            or any(
+                m.seq and m.reached < self.now - rules.tolerance + margin(rules) for m in members
+            )
         ):
             self._warn(members)
             return
@@ -624,7 +634,7 @@ class _Turn:
             if node.asked:
                 times.append(node.asked + rules.tolerance)
         elif node.state == RESIGNING:
-            times.append(node.until)
+            times.append(self._last_moment())
         elif self.now < node.since + _listening(rules):
             times.append(node.since + _listening(rules))
         return min(times)

@@ -23,6 +23,7 @@ NOBODY = "\0" * UUID_SIZE
 
 MOST_HEARD = 64  # nodes in `Packet.heard`, and in `Packet.met`
 _MOST_DIGITS = 20
+_UUID_CHARACTERS = "0123456789abcdef-"
 
 
 class Packet(Record):
@@ -96,6 +97,8 @@ def decode(data: bytes) -> Packet:
     for key in ("uuid", "lord_uuid"):
         if len(fields.get(key, NOBODY).encode("utf-8", "surrogateescape")) != UUID_SIZE:
             raise ValueError(f"has a {key} that is not {UUID_SIZE} bytes long")
+    if values.get("seq") and fields["uuid"].strip(_UUID_CHARACTERS):
+        raise ValueError("has a uuid that is none")  # nobody could echo it
     if not fields["name"]:
         raise ValueError("has an empty name")
     for key, name in _ECHOES:
