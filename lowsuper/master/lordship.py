@@ -11,14 +11,15 @@ from lowsuper.events import DaemonBarred, Expel, LegionLost, SayMaster, Start, T
 from lowsuper.machine import Down, Stopping
 from lowsuper.machine.states import RELOADED
 from lowsuper.master import order
-from lowsuper.master.states import START, Master
+from lowsuper.master.states import RELOADING, START, Master
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from lowsuper.events import LordChanged
-    from lowsuper.master.states import Actions, Daemons, Result
+    from lowsuper.machine import State
+    from lowsuper.master.states import Actions, Daemons, Names, Result
     from lowsuper.model import DaemonSpec, MasterSpec
 
 
@@ -34,6 +35,39 @@ def choose(state: Master, daemons: Iterable[DaemonSpec]) -> list[DaemonSpec]:
         for daemon in daemons
         if daemon.name not in state.held and not is_barred(state, daemon)
     ]
+
+
+def find_counted(spec: MasterSpec, state: Master, daemons: Daemons) -> Names:
+    """Return the daemons that a reload is ending, and whose next instances it waits for."""
+    if state.phase != RELOADING or START in state.todo:
+        return ()
+    return tuple(
+        each.name
+        for each in choose(state, spec.daemons)
+        if each.name not in state.returning and is_reloaded(daemons.get(each.name))
+    )
+
+
+def is_reloaded(daemon: State | None) -> bool:
+    """Return whether a reload is ending a daemon: the master starts its next instance."""
+    return isinstance(daemon, Stopping) and daemon.then == RELOADED
+
+
+def bring_back(state: Master, names: Iterable[str], counted: Names, daemons: Daemons) -> Result:
+    """Let those of these daemons that are on their way down come back once they are there.
+
+    Args:
+        state: the master's.
+        names: the daemons; none of them is returning yet.
+        counted: see `find_counted`, before it was known that they come back.
+        daemons: the state of each, by name.
+    """
+    going = [name for name in names if isinstance(daemons.get(name), Stopping)]
+    reloaded = [name for name in going if is_reloaded(daemons[name])]
+    # A reload that is over, or has left them out, does not start their next instances.
+    returning = tuple(name for name in reloaded if name not in counted)
+    state = state.replace(returning=(*state.returning, *returning))
+    return state, tuple(Tell(name, Start()) for name in going if name not in reloaded)
 
 
 def expel(state: Master, wanted: Iterable[DaemonSpec], daemons: Daemons) -> Result:
@@ -64,7 +98,6 @@ def change(spec: MasterSpec, state: Master, event: LordChanged, daemons: Daemons
     if event.lord:
         state = state.replace(lordships=(*state.lordships, event.legion))
         return _gain(spec, state, event.legion, daemons)
-    state = state.replace(lordships=tuple(each for each in state.lordships if each != event.legion))
     return _lose(spec, state, event, daemons)
 
 
@@ -82,22 +115,23 @@ def _gain(spec: MasterSpec, state: Master, legion: str, daemons: Daemons) -> Res
         for each in wanted
         if order.is_idle(daemons.get(each.name, Down())) and each.name not in state.coming
     ]
-    # What is on its way down comes back once it is there; a reload starts its next instance.
-    back = tuple(
-        Tell(each.name, Start()) for each in wanted if isinstance(daemons.get(each.name), Stopping)
-    )
-    reloaded = _count_reloaded(daemons, [each.name for each in wanted])
-    state = state.replace(unsettled=state.unsettled + len(idle) + reloaded)
+    state = state.replace(unsettled=state.unsettled + len(idle))
+    names = tuple(each.name for each in wanted)
+    # What a reload is ending was barred then: it does not count on it.
+    state, back = bring_back(state, names, (), daemons)
     state, actions = order.start(state, idle)
+    state, ends = order.stay(spec, state, names)
     state, more = order.start_waiting(spec, state, daemons)
-    return state, (*actions, *back, *more)
+    return state, (*actions, *back, *ends, *more)
 
 
-def _lose(spec: MasterSpec, state: Master, event: LordChanged, daemons: Daemons) -> Result:
+def _lose(spec: MasterSpec, before: Master, event: LordChanged, daemons: Daemons) -> Result:
+    lordships = tuple(legion for legion in before.lordships if legion != event.legion)
+    state = before.replace(lordships=lordships)
     names = tuple(daemon.name for daemon in spec.daemons if daemon.legion == event.legion)
     ended = order.with_dependents(spec, names)
     # A reload counts on the next instance of what it is ending, which does not come now.
-    lost = 0 if START in state.todo else _count_reloaded(daemons, ended)
+    lost = sum(name in ended for name in find_counted(spec, before, daemons))
     state = state.replace(
         unsettled=max(0, state.unsettled - lost),
         returning=tuple(name for name in state.returning if name not in ended),
@@ -106,8 +140,3 @@ def _lose(spec: MasterSpec, state: Master, event: LordChanged, daemons: Daemons)
     say = SayMaster(LegionLost(event.legion, event.why, count))
     state, actions = order.end(spec, state, ended, event.why, daemons)
     return state, (say, *actions)
-
-
-def _count_reloaded(daemons: Daemons, names: Iterable[str]) -> int:
-    states = map(daemons.get, names)
-    return sum(isinstance(each, Stopping) and each.then == RELOADED for each in states)

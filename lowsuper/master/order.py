@@ -157,6 +157,15 @@ def end_more(spec: MasterSpec, state: Master) -> Result:
     return state, tuple(Tell(name, _build_end(how)) for name, how in now)
 
 
+def stay(spec: MasterSpec, state: Master, names: Names) -> Result:
+    """Let these daemons not end after all, or come back by themselves; others may end now."""
+    state = state.replace(
+        ending=tuple(pair for pair in state.ending if pair[0] not in names),
+        leaving=tuple(name for name in state.leaving if name not in names),
+    )
+    return end_more(spec, state)
+
+
 def _build_end(how: str) -> DaemonEvent:
     match how:
         case "stop":

@@ -6,9 +6,8 @@ as a crash, and forgives those that were.
 
 from __future__ import annotations
 
-from lowsuper.events import Halt, Reset, Restart, Start, Tell
+from lowsuper.events import Halt, Reset, Restart, Tell
 from lowsuper.machine import Down, Over, Stopping
-from lowsuper.machine.states import RELOADED
 from lowsuper.master import lordship, order
 from lowsuper.master.states import HALT, START, Master
 
@@ -55,6 +54,7 @@ def _is_absent(state: Master, name: str, daemons: Daemons) -> bool:
 
 def _start(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
     names = order.with_required(spec, names)
+    counted = lordship.find_counted(spec, state, daemons)
     state = state.replace(held=tuple(name for name in state.held if name not in names))
     if START in state.todo:
         return state, ()  # all that is not held is to be started yet
@@ -70,23 +70,20 @@ def _start(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> R
     idle = [each for each in wanted if _is_absent(state, each.name, daemons)]
     state = state.replace(unsettled=state.unsettled + len(idle))
     state, actions = order.start(state, idle)
-    # What is on its way down comes back once it is there.
-    back = tuple(
-        Tell(each.name, Start()) for each in wanted if isinstance(daemons.get(each.name), Stopping)
-    )
+    known = tuple(each.name for each in wanted)
+    state, back = lordship.bring_back(state, known, counted, daemons)
+    state, ends = order.stay(spec, state, known)
     state, more = order.start_waiting(spec, state, daemons)
-    return state, (*barred, *actions, *back, *more)
+    return state, (*barred, *actions, *back, *ends, *more)
 
 
 def _stop(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
     ended = order.with_dependents(spec, names)
     held = tuple(name for name in ended if name not in state.held)
     # A reload counts on the next instance of what it is ending, which does not come now.
-    lost = sum(
-        isinstance(each, Stopping) and each.then == RELOADED for each in map(daemons.get, held)
-    )
+    lost = sum(name in held for name in lordship.find_counted(spec, state, daemons))
     state = state.replace(
-        unsettled=max(0, state.unsettled - (0 if START in state.todo else lost)),
+        unsettled=max(0, state.unsettled - lost),
         held=(*state.held, *held),
         returning=tuple(name for name in state.returning if name not in ended),
     )
@@ -111,12 +108,20 @@ def replace(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> 
 
 
 def _restart(spec: MasterSpec, state: Master, names: Names, daemons: Daemons) -> Result:
+    counted = lordship.find_counted(spec, state, daemons)
     state = state.replace(held=tuple(name for name in state.held if name not in names))
     if START in state.todo:
         return state, ()
     asked = [daemon for daemon in spec.daemons if daemon.name in names]
     barred = lordship.say_barred(state, asked)
     names = tuple(daemon.name for daemon in lordship.choose(state, asked))
+    # What is on its way down in a reload that does not count on it is not restarted by itself.
+    reloaded = tuple(
+        name
+        for name in names
+        if lordship.is_reloaded(daemons.get(name)) and name not in (*counted, *state.returning)
+    )
+    state = state.replace(returning=(*state.returning, *reloaded))
     state, actions = _restart_chosen(spec, state, names, daemons)
     return state, (*barred, *actions)
 
@@ -127,10 +132,21 @@ def _restart_chosen(spec: MasterSpec, state: Master, names: Names, daemons: Daem
         for name in order.with_dependents(spec, names)
         if not _is_absent(state, name, daemons) and name not in state.returning
     )
-    alone = tuple(name for name in names if name in ended and name not in state.coming)
     if set(ended) <= set(names) and not any(
         order.is_ordered(daemon) for daemon in spec.daemons if daemon.name in ended
     ):
-        return state, tuple(Tell(name, Restart()) for name in alone)
-    state = state.replace(returning=(*state.returning, *ended))
+        # What is to end in its turn does so, and comes back.
+        later = tuple(name for name, _ in state.ending if name in ended)
+        alone = tuple(
+            name
+            for name in names
+            if name in ended
+            and name not in later
+            and (name not in state.coming or isinstance(daemons.get(name), Stopping))
+        )
+        state, ends = order.stay(spec, state, alone)
+        state = state.replace(returning=(*state.returning, *later))
+        return state, (*(Tell(name, Restart()) for name in alone), *ends)
+    back = lordship.choose(state, (daemon for daemon in spec.daemons if daemon.name in ended))
+    state = state.replace(returning=(*state.returning, *(daemon.name for daemon in back)))
     return order.end(spec, state, ended, HALT, daemons)

@@ -442,7 +442,9 @@ class MasterMachine(RuleBasedStateMachine):
             )
             absent = set(order.with_dependents(self.spec, absent | self.find_barred()))
             wanted = {daemon.name for daemon in self.spec.daemons} - absent
-            assert wanted <= {name for name, s in self.daemons.items() if isinstance(s, Up)}
+            up = {name for name, s in self.daemons.items() if isinstance(s, Up)}
+            assert wanted <= up
+            assert not self.held & up
 
     def teardown(self):
         if hasattr(self, "trace"):
@@ -452,9 +454,12 @@ class MasterMachine(RuleBasedStateMachine):
             assert state == self.state
 
 
-MasterMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 TestMasterMachine = MasterMachine.TestCase
 # The same histories in each run; `SEED=random` looks for others.
 TestMasterMachine.settings = settings(
-    derandomize=os.environ.get("SEED") != "random", database=None, deadline=None
+    max_examples=150,
+    stateful_step_count=60,
+    derandomize=os.environ.get("SEED") != "random",
+    database=None,
+    deadline=None,
 )

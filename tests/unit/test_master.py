@@ -129,6 +129,11 @@ class Play:
         return self.step(Loaded())
 
 
+def going(then="down"):
+    """A daemon that has been told to end."""
+    return Stopping(1, 0, 0, 0, 1, 7, then)
+
+
 def notes(actions):
     return [action.note for action in actions if isinstance(action, SayMaster)]
 
@@ -682,9 +687,85 @@ def test_asked_to_start_what_runs_changes_nothing():
 def test_asked_to_start_what_is_stopping_brings_it_back():
     play = Play(config(daemon("a"))).boot()
     ask(play, "stop", "a")
-    play.daemons["a"] = Stopping(1, 0, 0, 0, 1, 7, "down")
+    play.daemons["a"] = going()
     assert ask(play, "start", "a") == [Tell("a", Start())]
     assert play.state.alive == 1
+
+
+def test_asked_to_start_what_came_back_holds_nothing_up():
+    play = Play(config(daemon("a"), daemon("b", after=("a",)))).boot()
+    ask(play, "stop", "b")
+    play.daemons["b"] = going()
+    assert ask(play, "start", "b") == [Tell("b", Start())]
+    play.daemons["b"] = UP
+    assert ask(play, "stop", "a") == [Tell("a", Halt())]
+
+
+def test_asked_to_start_what_is_to_stop_in_its_turn_keeps_it():
+    play = Play(config(daemon("a"), daemon("b", after=("a",)))).boot()
+    assert ask(play, "stop", "a", "b") == [Tell("b", Halt())]
+    assert ask(play, "start", "a") == []
+    assert play.down("b") == []
+
+
+def test_asked_to_restart_what_is_to_stop_in_its_turn_brings_it_back():
+    play = Play(config(daemon("a"), daemon("b", after=("a",)))).boot()
+    assert ask(play, "stop", "a", "b") == [Tell("b", Halt())]
+    assert ask(play, "restart", "a") == []
+    assert play.down("b") == [Tell("a", Halt())]
+    assert play.down("a") == [Tell("a", Start())]
+
+
+def test_asked_to_restart_what_is_stopping_before_it_came_up_brings_it_back():
+    play = Play(config(daemon("a"), daemon("b", after=("a",))))
+    play.step(Boot())
+    assert ask(play, "stop", "a") == [Tell("a", Halt())]
+    play.daemons["a"] = going()
+    assert ask(play, "restart", "a") == [Tell("a", Restart())]
+
+
+def test_asked_to_restart_does_not_wait_for_what_somebody_stopped():
+    play = Play(config(daemon("a"), daemon("b", requires=("a",)))).boot()
+    ask(play, "stop", "b")
+    play.daemons["b"] = going()
+    ask(play, "restart", "a")
+    assert play.down("b") == [Tell("a", Halt())]
+    assert play.down("a") == [Tell("a", Start())]
+    assert play.settle("a") == []
+    assert play.state.unsettled == 0
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+@pytest.mark.parametrize("over", [True, False])
+def test_asked_to_start_what_a_reload_ends_and_does_not_start_brings_it_back(verb, over):
+    play = Play(config(daemon("a"), daemon("b"))).boot()
+    ask(play, "stop", "a")
+    play.daemons["a"] = going()
+    play.step(Signalled(HUP))
+    play.load(play.spec)
+    play.daemons |= {"a": going("reloaded"), "b": going("reloaded")}
+    assert play.down("b") == [Tell("b", Start())]
+    if over:
+        play.settle("b")
+    assert ask(play, verb, "a") == []
+    assert play.down("a") == [Tell("a", Start())]
+    play.settle("a")
+    if not over:
+        assert play.state.phase == RELOADING
+        play.settle("b")
+    assert (play.state.phase, play.state.unsettled) == (RUNNING, 0)
+
+
+def test_lord_when_a_reload_ends_a_daemon_of_the_legion_starts_the_next_one():
+    play = Play(config(daemon("a", legion="l"), daemon("b")))
+    play.step(Boot())
+    play.settle("b")
+    play.daemons["a"] = going("reloaded")
+    play.state = play.state.replace(alive=2)
+    assert play.step(LordChanged("l", lord=True)) == []
+    assert play.down("a") == [Tell("a", Start())]
+    play.settle("a")
+    assert play.state.unsettled == 0
 
 
 def test_asked_to_start_starts_what_it_requires_first():
