@@ -38,29 +38,24 @@ LAST = AS_LORD + b"\x04\x00dead\x01\x001"
 NUMBERS = st.integers(0, (1 << 64) - 1)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 BYTES = st.binary(max_size=40).map(lambda data: data.decode("utf-8", "surrogateescape"))
-UUIDS = st.text("0123456789abcdef-", min_size=36, max_size=36) | st.binary(
-    min_size=36, max_size=36
-).map(lambda data: data.decode("latin-1").encode("ascii", "replace").decode())
-ECHOES = st.lists(
-    st.tuples(st.text("0123456789abcdef-", min_size=36, max_size=36), NUMBERS), max_size=MOST_HEARD
-).map(tuple)
-PACKETS = st.builds(
-    Packet,
-    legion=TEXTS | BYTES,
-    valor=NUMBERS,
-    unix=NUMBERS,
-    name=(TEXTS | BYTES).filter(bool),
-    pid=NUMBERS,
-    uuid=UUIDS,
-    lord=NUMBERS,
-    checksum=NUMBERS,
-    lord_valor=NUMBERS,
-    lord_uuid=UUIDS | st.just(NOBODY),
-    scroll=TEXTS | BYTES,
-    dead=st.booleans(),
-    seq=NUMBERS,
-    heard=ECHOES,
-    met=ECHOES,
+OURS = st.text("0123456789abcdef-", min_size=36, max_size=36)
+UUIDS = OURS | st.text(st.characters(codec="ascii"), min_size=36, max_size=36)
+ECHOES = st.lists(st.tuples(OURS, NUMBERS), max_size=MOST_HEARD).map(tuple)
+FIELDS_OF_ALL = {
+    "legion": TEXTS | BYTES,
+    "valor": NUMBERS,
+    "unix": NUMBERS,
+    "name": (TEXTS | BYTES).filter(bool),
+    "pid": NUMBERS,
+    "lord": NUMBERS,
+    "checksum": NUMBERS,
+    "lord_valor": NUMBERS,
+    "lord_uuid": UUIDS | st.just(NOBODY),
+    "scroll": TEXTS | BYTES,
+    "dead": st.booleans(),
+}
+PACKETS = st.builds(Packet, uuid=UUIDS, **FIELDS_OF_ALL) | st.builds(
+    Packet, uuid=OURS, seq=NUMBERS, heard=ECHOES, met=ECHOES, **FIELDS_OF_ALL
 )
 
 
@@ -208,6 +203,13 @@ def test_decode_when_a_uuid_is_too_short_or_long_says_so(key, uuid):
 def test_decode_when_the_name_is_empty_says_so():
     with pytest.raises(ValueError, match="empty name"):
         decode(join({**FIELDS, "name": ""}))
+
+
+@pytest.mark.parametrize("uuid", ["," * 36, UUID[1:] + ":", UUID.upper(), "\u00e9" * 18, NOBODY])
+def test_decode_when_nobody_could_echo_a_uuid_refuses_it_unless_it_is_of_a_uwsgi(uuid):
+    assert decode(join({**FIELDS, "uuid": uuid})).uuid == uuid
+    with pytest.raises(ValueError, match="has a uuid that is none"):
+        decode(join({**FIELDS, "uuid": uuid, "ls_seq": "1"}))
 
 
 @pytest.mark.parametrize("key", ["ls_heard", "ls_met"])
