@@ -203,6 +203,23 @@ def _checksum(rules: Rules, node: Node) -> int:
     return total % (1 << 64)
 
 
+def _is_mixed(node: Node) -> bool:
+    """Return whether there is a uWSGI among the members.
+
+    Each packet that one gets puts off its next announcement by up to `freq`: so all are sent
+    together.
+    """
+    return any(not m.seq for m in node.members)
+
+
+def _free_of(rules: Rules, member: Member) -> Ns:
+    """Return when the daemon of a uWSGI that was the lord should be gone.
+
+    It looks once a second what is to end, sends a signal, and says before that it is no lord.
+    """
+    return member.fell + SECOND + rules.patience if member.fell >= 0 else 0
+
+
 def _sent_at(node: Node, seq: int) -> Ns:
     """Return when a packet of ours was sent, or -1: too long ago."""
     return next((sent.at for sent in reversed(node.sent) if sent.seq == seq), -1)
@@ -298,6 +315,7 @@ class _Turn:
             packet.seq,
             promised,
             counts,
+            self._find_fall(packet, known, self.now),
         )
         if not self._put(member, known):
             return
@@ -309,9 +327,20 @@ class _Turn:
             self.node = node.replace(due=self.now)
         elif not counts or (packet.lord and packet.seq):
             # A lord waits for the echo of its packet; one that is met for that of its first.
-            last = node.sent[-1].at if node.sent else -self.rules.freq
-            if self.now - last >= self.rules.freq // 4 or known is None:
+            if self.now - self._last_sent() >= self.rules.freq // 4 or known is None:
                 self.node = node.replace(due=self.now)
+        elif _is_mixed(node) and self.now - self._last_sent() >= self.rules.freq // 2:
+            self.node = node.replace(due=self.now)
+
+    def _last_sent(self) -> Ns:
+        return self.node.sent[-1].at if self.node.sent else -self.rules.freq
+
+    @staticmethod
+    def _find_fall(packet: Packet, known: Member | None, now: Ns) -> Ns:
+        """Return when a uWSGI last gave up being the lord; its daemon ends some time later."""
+        if packet.seq or known is None:
+            return -1
+        return now if known.lord and not packet.lord else known.fell
 
     def _echo(self, echo: tuple[tuple[str, int], ...]) -> Ns:
         return max(
@@ -592,7 +621,7 @@ class _Turn:
                 : rules.quorum - 1
             ]
             if reached and reached[-1] < last and (node.votes or node.state == LORD):
-                pause = rules.freq // 3
+                pause = rules.freq * 2 // 3 if _is_mixed(node) else rules.freq // 3
         soon = max(node.due, last + rules.freq // 30)
         return min(last + pause, soon) if node.due else last + pause
 
@@ -625,6 +654,7 @@ class _Turn:
     def _next_wake(self) -> Ns:
         rules, node = self.rules, self.node
         times = [m.seen + rules.tolerance + 1 for m in node.members]
+        times += [free for m in node.members if (free := _free_of(rules, m)) > self.now]
         if node.state == SUSPENDED:
             times.append(node.suspended or self.now + rules.tolerance)
         else:

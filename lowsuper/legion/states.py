@@ -52,6 +52,7 @@ class Member(Record):
     seq: int = 0
     reached: Ns = -1  # when the newest packet of ours was sent that is known to have reached it
     counts: bool = True  # it is a member; else it has not shown that it hears us
+    fell: Ns = -1  # when a uWSGI last gave up being the lord
 
 
 class Tomb(Record):
