@@ -81,6 +81,8 @@ class Overlap:
     at: int
     first: int
     second: int
+    by_right: bool  # the first was the lord by the rules of its kind
+    silence: int  # for how long the second had not heard the first
 
 
 class Clock:
@@ -217,9 +219,11 @@ class World:
     def begin(self, number: int) -> None:
         """Be told that a daemon runs now."""
         assert number not in self.running
-        self.overlaps += [Overlap(self.time, other, number) for other in self.running]
         for other in self.running:
             self.note(number, f"OVERLAP with {other}")
+            node = self.nodes[other]
+            silence = self.time - self.nodes[number].heard.get(node.uuid, -FOREVER)
+            self.overlaps.append(Overlap(self.time, other, number, node.is_lord, silence))
         self.running[number] = self.time
         self.starts.append((self.time, number))
         self.note(number, "daemon runs")
@@ -263,6 +267,7 @@ class Host:
     life: int = 0  # counts the starts of the master
     uuid: str = ""
     pending: list = field(default_factory=list)  # what fell due while the host was suspended
+    heard: dict[str, int] = field(default_factory=dict)  # when, by the uuid of the sender
 
     @property
     def now(self) -> int:
@@ -320,11 +325,9 @@ class Low(Host):
         self.quitting = False
         self.node = Node()
         self.rules: Rules | None = None
-        self.deaf_since = FOREVER
         self.packets: deque = deque()
         self.words: deque = deque()
         self.inbox: deque = deque()  # of the master
-        self.heard: dict[str, tuple[int, int]] = {}  # uuid -> (when, lord) of the last packet
         self.spawn_delay = 20 * MS
         self.lag = election.margin(self._rules()) // 2  # of a kill, at most
         self.hook_fails = world.plan.hook_fails
@@ -603,7 +606,7 @@ class Low(Host):
                 self._feed(self.words.popleft())
             else:
                 packet = self.packets.popleft()
-                self.heard[packet.uuid] = (self.world.time, packet.lord)
+                self.heard[packet.uuid] = self.world.time
                 self._feed(Heard(packet))
 
     def _wake(self, ring: int) -> None:
@@ -834,6 +837,7 @@ class Uwsgi(Host):
             return False
         if packet.unix < self.wall - self.world.plan.skew:
             return False
+        self.heard[packet.uuid] = self.world.time
         key = (packet.valor, packet.name, packet.uuid)
         node = next((n for n in self.seen if (n.valor, n.name, n.uuid) == key), None)
         if packet.dead:
@@ -894,4 +898,48 @@ class Uwsgi(Host):
 
     @property
     def is_lord(self) -> bool:
-        return self.up and bool(self.i_am_the_lord)
+        return self.up and bool(self.i_am_the_lord) and not self.broken
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """How one node took over from another; all in nanoseconds after the fault."""
+
+    ended: int | None  # when the old daemon was over
+    began: int | None  # when the new one ran
+    overlap: int  # for how long both ran
+
+
+FAULTS = ("graceful", "crash", "cut")
+
+
+def take_over(plan: Plan, seed: int, fault: str) -> tuple[Takeover, World]:
+    """Let a legion find its lord, then stop it, kill it, or cut it off; see who is the next."""
+    source = random.Random(seed)
+    world = World(plan, seed)
+    for link in world.links.values():
+        link.delay, link.jitter = source.choice([(0, MS), (MS, MS), (20 * MS, 20 * MS)])
+    world.start_all(plan.freq * SECOND)
+    calm = (3 * plan.tolerance + 4 * plan.freq) * SECOND
+    world.run(calm + source.randrange(4 * plan.freq * SECOND))
+    (old,) = world.running
+    since = world.time
+    if fault == "graceful":
+        world.nodes[old].quit()
+    elif fault == "crash":
+        world.nodes[old].crash()
+    else:
+        world.split([old])
+    starts = len(world.starts)
+    limit = 2 * calm + 120 * SECOND
+    ended = began = None
+    while ended is None or began is None:
+        if world.time >= since + limit:
+            break
+        world.run(SECOND // 50)
+        if ended is None and old not in world.running:
+            ended = world.time - since
+        if began is None and len(world.starts) > starts:
+            began = world.starts[starts][0] - since
+    overlap = max(0, (limit if ended is None else ended) - (limit if began is None else began))
+    return Takeover(ended, began, overlap), world
