@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jails
 import pytest
 from leftovers import Snapshot
 from masters import Masters
@@ -23,6 +24,13 @@ def nothing_is_left(tmp_path_factory):
     yield
     problems = before.compare()
     assert not problems, "left by the tests:\n" + "\n".join(problems)
+
+
+@pytest.fixture
+def own_mounts():
+    """Run the test where nobody else mounts anything; it leaves the mount table as it was."""
+    with jails.own_mounts():
+        yield
 
 
 @pytest.fixture

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 from pathlib import Path
 
 from masters import Master, children_of, need
+
+from lowsuper.kernel import mount, native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MS_REC, MS_SHARED = 1 << 14, 1 << 20
 
 BUSYBOX = "/bin/busybox"
 TOOLS = ("sh", "cat", "echo", "hostname", "id", "kill", "ls", "sleep", "test", "touch", "true")
@@ -38,8 +47,30 @@ def find_first(master: Master) -> int:
 
 
 def read_mounts() -> bytes:
-    """Return the mount table of this process's namespace."""
-    return Path("/proc/self/mountinfo").read_bytes()
+    """Return the mount table of this thread's namespace."""
+    return Path("/proc/thread-self/mountinfo").read_bytes()
+
+
+@contextlib.contextmanager
+def own_mounts() -> Iterator[None]:
+    """Have a mount namespace in which everything is shared, as systemd makes it, with nobody.
+
+    What others mount meanwhile is not seen in it; it has to be at the end as it was.
+    """
+    with contextlib.ExitStack() as stack:
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY)
+        stack.callback(os.close, here)
+        host = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
+        stack.callback(os.close, host)
+        mount.unshare(mount.NEWNS)
+        stack.callback(os.fchdir, here)  # setns(2) goes to the root directory
+        stack.callback(mount.setns, host, mount.NEWNS)
+        mount.make_private("/")
+        result = native.lib.lowsuper_mount(b"none", b"/", b"", MS_REC | MS_SHARED, b"")
+        assert result == 0, os.strerror(-result)
+        before = read_mounts()
+        yield
+        assert read_mounts() == before
 
 
 class Tampered(Master):

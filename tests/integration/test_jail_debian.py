@@ -13,7 +13,7 @@ import pytest
 from jails import find_first, read_mounts
 from masters import find_program, need, needs_root
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.usefixtures("own_mounts")]
 
 PATIENCE = 300.0  # seconds for a slow mirror
 TOOLS = "/usr/sbin:/usr/bin:/sbin:/bin"

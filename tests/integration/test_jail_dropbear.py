@@ -19,7 +19,7 @@ import pytest
 from jails import find_first, make_root, read_mounts
 from masters import DEADLINE, ROOT, need, needs_root
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.usefixtures("own_mounts")]
 
 EXAMPLE = ROOT / "lowsuper" / "examples" / "dropbear-jail.ini"
 DROPBEAR = "/usr/sbin/dropbear"

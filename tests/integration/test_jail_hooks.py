@@ -9,7 +9,7 @@ import pytest
 from jails import make_root, read_mounts
 from masters import needs_root, wait_text
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.usefixtures("own_mounts")]
 ONE = "attach-daemon2 = cmd=sleep 1000,name=one\n"
 
 

@@ -14,17 +14,9 @@ import pytest
 from jails import Tampered, find_first, make_root, read_mounts
 from masters import children_of, needs_root, wait_gone
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.usefixtures("own_mounts")]
 
 NULL = "namespace-keep-mount = /dev/null"  # a shell wants it for what it puts in the background
-
-
-@pytest.fixture(autouse=True)
-def mount_table_stays():
-    """Compare the mount table before and after."""
-    before = read_mounts()
-    yield
-    assert read_mounts() == before
 
 
 @pytest.fixture

@@ -12,21 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from jails import find_first, make_root, read_mounts
+from jails import find_first, make_root
 from masters import NOBODY, children_of, need, needs_root, wait_gone
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.usefixtures("own_mounts")]
 
 SLEEP = "attach-daemon = sleep 1000"
 WORD = b"uwsgi-setns"
 DEADLINE = 20
-
-
-@pytest.fixture(autouse=True)
-def mount_table_stays():
-    before = read_mounts()
-    yield
-    assert read_mounts() == before
 
 
 @pytest.fixture

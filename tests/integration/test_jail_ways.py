@@ -8,20 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from jails import Tampered, make_root, read_mounts
+from jails import Tampered, make_root
 from masters import children_of, needs_root, wait_gone
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.usefixtures("own_mounts")]
 
 SLEEP = "attach-daemon = sleep 1000"
-
-
-@pytest.fixture(autouse=True)
-def mount_table_stays():
-    """Compare the mount table before and after."""
-    before = read_mounts()
-    yield
-    assert read_mounts() == before
 
 
 @pytest.fixture

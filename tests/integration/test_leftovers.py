@@ -46,6 +46,7 @@ def test_orphan_is_found(snapshot):
 
 
 @needs_root
+@pytest.mark.usefixtures("own_mounts")
 def test_mount_is_found(snapshot, tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
     try:

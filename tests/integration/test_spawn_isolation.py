@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 NOBODY = 65534
 NEWNS = NAMESPACES["mount"]
-MS_REC, MS_SHARED = 0x4000, 0x100000
+MS_REC, MS_PRIVATE, MS_SHARED = 0x4000, 0x40000, 0x100000
 KINDS = {"mount": "mnt", "cgroup": "cgroup", "uts": "uts", "ipc": "ipc", "net": "net"}
 
 
@@ -72,7 +72,8 @@ def share_everything():
     """Become a host of our own, whose mounts are all shared: what is not made private gets out."""
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.unshare(NEWNS) == 0
-    assert libc.mount(None, b"/", None, MS_REC | MS_SHARED, None) == 0
+    for kind in (MS_PRIVATE, MS_SHARED):  # not with those of the host, which may be shared, too
+        assert libc.mount(None, b"/", None, MS_REC | kind, None) == 0
 
 
 @pytest.mark.parametrize("kind", NAMESPACES)
