@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 from spawn_masters import SpawnMaster
-from spawning import NULL, Run, has_happened, make_plan, read_all, read_exactly, wait_for
+from spawning import (
+    DEADLINE_MS,
+    NULL,
+    Run,
+    has_happened,
+    make_plan,
+    read_all,
+    read_exactly,
+    wait_for,
+)
 
 from lowsuper.kernel import native, process, spawn
 from lowsuper.kernel.spawn import Closed, ExecOk, MainExited, Started, StepFailed
@@ -86,6 +95,29 @@ class RoleRun(Run):
         """Wait until the role has come to the end of its channel and the daemon has answered."""
         assert spawn.send_signal(self.child.channel_fd, int(signal.SIGUSR1))
         self.expect(b"u")
+        self.expect_rest()
+
+    def expect_rest(self) -> None:
+        """Wait until the role has taken all signals and waits for what comes.
+
+        It reads its channel while it takes one, too: an answer may come from the midst of that,
+        and what is done to the channel then counts for that signal.
+        """
+        end = time.monotonic() + DEADLINE_MS / 1000
+        while not self.rests():
+            assert time.monotonic() < end, "it does not come to rest"
+            assert not has_happened(self.child.pidfd, timeout_ms=1), "it has ended"
+
+    def rests(self) -> bool:
+        text = Path(f"/proc/{self.child.pid}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in text.splitlines())
+        # In this order: a signal that comes makes it run.
+        pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+        return (
+            not pending & 1 << (SIGTERM - 1)
+            and not pending & 1 << (SIGQUIT - 1)
+            and (fields["State"].startswith("S"))
+        )
 
     def expect(self, text: bytes) -> None:
         """Wait for what the script writes."""
