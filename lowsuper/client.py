@@ -188,6 +188,18 @@ class Client:
         self.pid = instance.read_peer(self._socket)[0]
         """Of the master; with a jail of the process outside. 0: in another pid namespace."""
 
+    def sees(self, instance: object) -> bool:
+        """Return whether the pids and paths that the master tells are those that are here.
+
+        They are not where it is in a jail, or in a container that this process is not in.
+
+        Args:
+            instance: as it told.
+        """
+        if not isinstance(instance, dict) or instance.get("jail"):
+            return False
+        return bool(self.pid == instance.get("pid", self.pid))
+
     # The connection.
 
     def __enter__(self) -> Self:

@@ -190,7 +190,7 @@ def shutdown(call: Call) -> int:
         if call.has("no-block"):
             master.shutdown(kill=call.has("kill"), wait=False)
             return _done(call, {})
-        teller = _Teller(call)
+        teller = _Teller(call, is_seen=master.sees(master.hello()))
         try:
             for answer in master.watch_shutdown(kill=call.has("kill"), end=call.end):
                 teller.take(answer)
@@ -206,10 +206,11 @@ class _Teller:
     PAUSE = 1.0  # seconds between two lines about the same ones
     GRACE = 0.3  # seconds that are not worth a line
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, *, is_seen: bool) -> None:
         from time import monotonic
 
         self._call, self._begin = call, monotonic()
+        self._is_seen = is_seen  # the pids are those that we see
         self._names: list[str] = []
         self._last = 0.0
         self.waiting: list[str] = []
@@ -221,7 +222,7 @@ class _Teller:
         found = answer.get("waiting")
         if found is None:
             return
-        self.waiting = [describe_waiting(each) for each in found]
+        self.waiting = [describe_waiting(each, is_seen=self._is_seen) for each in found]
         names = [str(each.get("name")) for each in found]
         if self._call.has("json"):
             from lowsuper import wire
@@ -237,8 +238,13 @@ class _Teller:
         screen.write("".join(f"{line}\n" for line in self.waiting))
 
 
-def describe_waiting(fields: dict[str, Any]) -> str:
-    """Return on whom the master waits, for how long, and what that process does."""
+def describe_waiting(fields: dict[str, Any], *, is_seen: bool) -> str:
+    """Return on whom the master waits, for how long, and what that process does.
+
+    Args:
+        fields: as the master tells them.
+        is_seen: the pid is one that we see.
+    """
     from lowsuper.ctl.procs import read_process
     from lowsuper.ctl.table import format_seconds
     from lowsuper.ctl.tree import STATES
@@ -250,7 +256,7 @@ def describe_waiting(fields: dict[str, Any]) -> str:
     words += f", for {format_seconds(fields.get('seconds') or 0)}"
     if state in STATES and state != "R":
         words += f": it is {STATES[state]}"
-        process = read_process(pid) if state == "D" and pid else None
+        process = read_process(pid) if is_seen and state == "D" and pid else None
         if process is not None and process.waits_in:
             words += f" ({process.waits_in})"
     return words

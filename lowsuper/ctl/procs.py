@@ -58,18 +58,18 @@ def _read_all(path: str) -> bytes:
 class Memory:
     """Reads how much memory daemons take."""
 
-    def __init__(self, *, is_jailed: bool) -> None:
+    def __init__(self, *, is_seen: bool) -> None:
         """Begin.
 
         Args:
-            is_jailed: the master's pids and paths are not those that we see.
+            is_seen: the master's pids and paths are those that we see.
         """
-        self._is_jailed = is_jailed
+        self._is_seen = is_seen
         self._unaccounted: set[str] = set()  # directories whose children account for no memory
 
     def read(self, daemons: Iterable[Daemon]) -> list[int | None]:
         """Return the memory of each daemon in bytes; None: it is not known."""
-        if self._is_jailed:
+        if not self._is_seen:
             return [None for _ in daemons]
         return [self._read_one(each.leaf, each.pid) for each in daemons]
 

@@ -35,19 +35,24 @@ def status(call: Call) -> int:
         return watch(call)
     with call.connect() as master:
         answer = master.request("status", names=call.names or None)
-    text, daemons = render_status(call, answer)
+    text, daemons = render_status(call, answer, is_seen=master.sees(answer.get("instance")))
     if not call.has("quiet"):
         screen.write(text)
     return judge(daemons) if call.names else 0
 
 
-def render_status(call: Call, answer: dict[str, Any]) -> tuple[str, list[Daemon]]:
-    """Return the answer to `status` as it is printed, and the daemons in it."""
+def render_status(call: Call, answer: dict[str, Any], *, is_seen: bool) -> tuple[str, list[Daemon]]:
+    """Return the answer to `status` as it is printed, and the daemons in it.
+
+    Args:
+        call: what was typed.
+        answer: of the master.
+        is_seen: the pids in it are those that we see.
+    """
     from lowsuper.client import Daemon
     from lowsuper.ctl.procs import Memory
 
-    instance = answer.get("instance")
-    memory = Memory(is_jailed=isinstance(instance, dict) and bool(instance.get("jail")))
+    memory = Memory(is_seen=is_seen)
     if call.has("json"):
         daemons = [Daemon(dict(fields)) for fields in answer["daemons"]]
         for fields, size in zip(answer["daemons"], memory.read(daemons), strict=True):

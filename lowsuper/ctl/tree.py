@@ -21,14 +21,17 @@ STATES = {
 }
 """The states worth a word; sleeping is not."""
 
+PLACE = "another pid namespace"
+
 
 def show(call: Call) -> int:
     """Print the processes of each daemon."""
     with call.connect() as master:
         daemons = master.status(call.names)
-        is_jailed = bool(master.hello().get("jail"))
+        instance = master.hello()
+        is_seen = master.sees(instance)
     found = {
-        name: {} if is_jailed else read_processes(members(each)) for name, each in daemons.items()
+        name: read_processes(members(each)) if is_seen else {} for name, each in daemons.items()
     }
     if call.has("json"):
         from lowsuper import wire
@@ -39,8 +42,9 @@ def show(call: Call) -> int:
         ]
         screen.write(wire.encode({"schema": 1, "ok": True, "daemons": trees}) + "\n")
         return 0
-    if is_jailed:
-        screen.write("the processes in a jail are seen from there: lowsuper enter\n")
+    if not is_seen:
+        place, hint = ("a jail", ": lowsuper enter") if instance.get("jail") else (PLACE, "")
+        screen.write(f"the processes in {place} are seen from there{hint}\n")
     color = screen.wants_color(call.options.get("color", "auto"))
     limit = screen.width() if screen.is_terminal() else 0
     lines: list[str] = []

@@ -86,7 +86,9 @@ class _Watch:
             "monotonic": now if self._is_drawn else answer["monotonic"],
             "daemons": [dict(fields) for fields in answer["daemons"]],
         }
-        text, daemons = render_status(self._call, fresh)
+        text, daemons = render_status(
+            self._call, fresh, is_seen=self._master.sees(answer.get("instance"))
+        )
         if self._is_drawn:
             from lowsuper.ctl.table import summarize
 

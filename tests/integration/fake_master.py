@@ -84,6 +84,7 @@ class FakeMaster:
         self.daemons: dict[str, dict] = {}
         self.requests: list[dict] = []
         self.jail = None
+        self.instance_changes: dict = {}
         self.answers = {}
         self._accepter = threading.Thread(target=self._accept, daemon=True)
         self._accepter.start()
@@ -216,6 +217,7 @@ class FakeMaster:
             "phase": "running",
             "since": time.monotonic() - 1000,
             "jail": self.jail,
+            **self.instance_changes,
         }
 
     def do_hello(self, _request) -> dict:

@@ -133,6 +133,20 @@ def test_status_when_master_is_in_a_jail_shows_no_memory_of_others(fake, shell):
     assert json.loads(shell.pipe("status", "--json").stdout)["daemons"][0]["memory"] is None
 
 
+def test_numbers_of_another_pid_namespace_are_not_looked_up(fake, shell):
+    """A process of ours with such a number is another one."""
+    for change in ({"jail": True}, {"pid": 1}):
+        fake.instance_changes = change
+        assert read_memory(shell) is None
+        tree = json.loads(shell.pipe("tree", "--json", "web").stdout)["daemons"]
+        assert tree == [{"name": "web", "processes": []}]
+        words = shell.pipe("tree", "web").stdout
+        assert words.startswith("the processes in ")
+        assert str(os.getpid()) not in words
+    fake.instance_changes = {}
+    assert read_memory(shell) > 0
+
+
 def test_status_with_a_closed_output_ends_quietly(fake, shell):
     read_fd, write_fd = os.pipe()
     os.close(read_fd)

@@ -354,4 +354,7 @@ def test_changes_are_one_a_line():
 
 def test_shutdown_names_what_it_waits_for():
     fields = {"name": "db", "pid": None, "seconds": 3.2, "process_state": "T"}
-    assert act.describe_waiting(fields) == "waiting for db, for 3.2 s: it is stopped by a signal"
+    assert (
+        act.describe_waiting(fields, is_seen=True)
+        == "waiting for db, for 3.2 s: it is stopped by a signal"
+    )
