@@ -47,7 +47,7 @@ Looks after the daemons of a uWSGI configuration file: starts, restarts, reloads
   doctor   try what this machine lets lowsuper do, and say what to change
 
 A master that runs is asked, and told what to do, with these; VERB --help says more:
-  status list why logs events tree wait is-active is-ready is-failed
+  status list why logs events tree legion wait is-active is-ready is-failed
   start stop restart try-restart signal reset-failed adopt
   reload diff apply shutdown instances
 

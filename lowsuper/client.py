@@ -503,6 +503,15 @@ class Client:
         """Take a process for a smart daemon whose pidfile was refused."""
         self.request("adopt", name=name, pid=pid)
 
+    def legions(self, names: Names = ()) -> list[dict[str, Any]]:
+        """Return what the master's agent knows of legions, as lowsuper-control(7) has it.
+
+        Args:
+            names: of legions; none: all.
+        """
+        found: list[dict[str, Any]] = self.request("legion", names=_list(names) or None)["legions"]
+        return found
+
     def wait(
         self,
         names: Names,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lowsuper.changes import Changes
     from lowsuper.chronicle import Chronicle, Exit
     from lowsuper.events import Note
+    from lowsuper.legion.words import View
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec
     from lowsuper.units import Ns, RunId
@@ -465,7 +466,7 @@ def describe_daemon(
 
 
 def decide(  # noqa: PLR0911  # a table
-    spec: DaemonSpec, state: State, now: Ns, *, waiting: bool, held: bool
+    spec: DaemonSpec, state: State, now: Ns, *, waiting: bool, held: bool, barred: bool = False
 ) -> str:
     """Return in words whether and when a daemon starts again, and why."""
     match state:
@@ -480,6 +481,8 @@ def decide(  # noqa: PLR0911  # a table
             return f"does not start again by itself (restart = {spec.restart})"
         case Down() if held:
             return "was stopped by an operator; start brings it back"
+        case Down() if barred:
+            return f"starts when this node is the lord of the legion {spec.legion}"
         case Down() if waiting:
             first = ", ".join((*spec.requires, *spec.wants, *spec.after))
             return f"starts when what comes first is ready: {first}"
@@ -491,6 +494,41 @@ def decide(  # noqa: PLR0911  # a table
         case _:
             again = "ends the master with it" if spec.control else f"restart = {spec.restart}"
             return f"runs or is about to; when it ends: {again}"
+
+
+def describe_legion(view: View, now: Ns) -> dict[str, object]:
+    """Return a legion as the protocol has it.
+
+    Args:
+        view: what its agent knows.
+        now: CLOCK_BOOTTIME in nanoseconds.
+    """
+    names = {node.uuid: node.name for node in view.nodes}
+    return {
+        "name": view.legion,
+        "state": view.state,
+        "lord": names.get(view.lord) if view.lord else None,
+        "lord_uuid": view.lord or None,
+        "votes": view.votes,
+        "quorum": view.quorum,
+        "lease": seconds(max(0, view.until - now)) if view.until else None,
+        "note": view.note or None,
+        "left_out": view.left_out,
+        "nodes": [
+            {
+                "name": node.name,
+                "valor": node.valor,
+                "uuid": node.uuid,
+                "self": index == 0,
+                "lord": node.lord,
+                "seen": seconds(max(0, now - node.seen)) if node.seen else None,
+                "vote": names.get(node.vote, node.vote or None),
+                "scroll": node.scroll or None,
+                "kind": node.peer,
+            }
+            for index, node in enumerate(view.nodes)
+        ],
+    }
 
 
 def failure_text(note: Note | None) -> str | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from lowsuper.model import ControlRule
 
-READ = ("hello", "status", "events", "logs", "wait", "why")
+READ = ("hello", "status", "events", "logs", "wait", "why", "legion")
 """The verbs that change nothing."""
 VERBS = (
     *READ,
     *("start", "stop", "restart", "try-restart", "reset-failed", "reload", "signal"),
-    *("diff", "apply", "adopt", "shutdown", "legion"),
+    *("diff", "apply", "adopt", "shutdown"),
 )
 """All verbs of the protocol."""
 

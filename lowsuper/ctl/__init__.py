@@ -82,6 +82,7 @@ VERBS = {
     "logs": Verb(LOOK, "show.logs", "what it wrote", ONE, switches=("follow", "lines")),
     "events": Verb(LOOK, "show.events", "what happens, one JSON object a line", ANY),
     "tree": Verb(LOOK, "tree.show", "the processes of each daemon", ANY),
+    "legion": Verb(LOOK, "legion.show", "the nodes of each legion, and the lord", ANY),
     "wait": Verb(
         LOOK,
         "show.wait",

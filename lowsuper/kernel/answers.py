@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from time import monotonic_ns, time
+from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic_ns, time
 
 from lowsuper import changes, control, report
 from lowsuper.control import (
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.control import Connection, Job
     from lowsuper.kernel.loop import Loop
     from lowsuper.kernel.tail import Follower
+    from lowsuper.legion.words import View
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, MasterSpec
     from lowsuper.supervisor import Supervisor
@@ -85,6 +86,10 @@ if TYPE_CHECKING:
 
         def withdraw(self, name: str) -> None:
             """Forget that word."""
+
+        @property
+        def legions(self) -> Mapping[str, View]:
+            """Return what is known of each legion."""
 
 
 RENDERED = 8  # daemons in one piece that were not at hand
@@ -166,6 +171,7 @@ class MasterAnswers:
             "diff": self._diff,
             "apply": self._apply,
             "adopt": self._adopt,
+            "legion": self._legion,
             "shutdown": self._shutdown,
             **dict.fromkeys(ASKED, self._ask),
         }
@@ -354,7 +360,12 @@ class MasterAnswers:
                 for at, note in notes
             ],
             decision=control.decide(
-                spec, state, now, waiting=name in master.waiting, held=name in master.held
+                spec,
+                state,
+                now,
+                waiting=name in master.waiting,
+                held=name in master.held,
+                barred=spec.legion is not None and spec.legion not in master.lordships,
             ),
             **stamp(now),
         )
@@ -593,6 +604,19 @@ class MasterAnswers:
             raise RequestError(FAILED, str(error)) from None
         yield b""
         yield answer(changes=control.describe_changes(self._compare(new)))
+
+    def _legion(self, request: Request, _connection: Connection) -> Job:
+        configured = [legion.name for legion in self._supervisor.spec.legions]
+        unknown = [name for name in request.names if name not in configured]
+        if unknown:
+            raise RequestError(UNKNOWN_NAME, f"there is no legion {quote(unknown[0])}")
+        views, now = self._realm.legions, clock_gettime_ns(CLOCK_BOOTTIME)
+        found = [
+            control.describe_legion(views[name], now)
+            for name in request.names or configured
+            if name in views
+        ]
+        yield answer(legions=found, **stamp(monotonic_ns()))
 
     def _adopt(self, request: Request, connection: Connection) -> Job:
         """Take a process for a daemon on the word of an operator, if nothing speaks against it."""
