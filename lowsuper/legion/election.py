@@ -212,14 +212,6 @@ def _is_mixed(node: Node) -> bool:
     return any(not m.seq for m in node.members)
 
 
-def _free_of(rules: Rules, member: Member) -> Ns:
-    """Return when the daemon of a uWSGI that was the lord should be gone.
-
-    It looks once a second what is to end, sends a signal, and says before that it is no lord.
-    """
-    return member.fell + SECOND + rules.patience if member.fell >= 0 else 0
-
-
 def _sent_at(node: Node, seq: int) -> Ns:
     """Return when a packet of ours was sent, or -1: too long ago."""
     return next((sent.at for sent in reversed(node.sent) if sent.seq == seq), -1)
@@ -315,10 +307,11 @@ class _Turn:
             packet.seq,
             promised,
             counts,
-            self._find_fall(packet, known, self.now),
         )
         if not self._put(member, known):
             return
+        if known is not None and known.lord and not (packet.seq or packet.lord):
+            self._fade(self.now)
         node = self.node
         if counts and (known is None or not known.counts):
             self.act(
@@ -335,12 +328,13 @@ class _Turn:
     def _last_sent(self) -> Ns:
         return self.node.sent[-1].at if self.node.sent else -self.rules.freq
 
-    @staticmethod
-    def _find_fall(packet: Packet, known: Member | None, now: Ns) -> Ns:
-        """Return when a uWSGI last gave up being the lord; its daemon ends some time later."""
-        if packet.seq or known is None:
-            return -1
-        return now if known.lord and not packet.lord else known.fell
+    def _fade(self, since: Ns) -> None:
+        """A uWSGI is no lord any more: its daemon is, for a while.
+
+        It looks once a second what is to end, and sends a signal.
+        """
+        fading = since + SECOND + self.rules.patience
+        self.node = self.node.replace(fading=max(fading, self.node.fading))
 
     def _echo(self, echo: tuple[tuple[str, int], ...]) -> Ns:
         return max(
@@ -453,6 +447,9 @@ class _Turn:
         tolerance = self.rules.tolerance
         for member in self.node.members:
             if self.now - member.seen > tolerance:
+                if member.lord and not member.seq:
+                    # If it is cut off it finds that out later than we do.
+                    self._fade(self.now + self.rules.freq)
                 self._remove(member, f"nothing was heard of it for {format_duration(tolerance)}")
         node = self.node
         if node.tombs and node.tombs[0].until < self.now:
@@ -549,6 +546,7 @@ class _Turn:
             or node.quits
             or _is_waiting(rules, node, self.now)
             or any(m.lord for m in members)
+            or self.now < node.fading
             # A vote whose promise is over may be older than another lord.
             or any(
                 m.seq and m.reached < self.now - rules.tolerance + margin(rules) for m in members
@@ -654,7 +652,8 @@ class _Turn:
     def _next_wake(self) -> Ns:
         rules, node = self.rules, self.node
         times = [m.seen + rules.tolerance + 1 for m in node.members]
-        times += [free for m in node.members if (free := _free_of(rules, m)) > self.now]
+        if node.fading > self.now:
+            times.append(node.fading)
         if node.state == SUSPENDED:
             times.append(node.suspended or self.now + rules.tolerance)
         else:

@@ -52,7 +52,6 @@ class Member(Record):
     seq: int = 0
     reached: Ns = -1  # when the newest packet of ours was sent that is known to have reached it
     counts: bool = True  # it is a member; else it has not shown that it hears us
-    fell: Ns = -1  # when a uWSGI last gave up being the lord
 
 
 class Tomb(Record):
@@ -93,6 +92,7 @@ class Node(Record):
     suspended: Ns = 0  # until then; 0: until the master answers
     quits: bool = False
     why: str = ""  # why it resigns: a phrase
+    fading: Ns = 0  # until then the daemon of a uWSGI that was the lord may be running
     out: str = ""  # it keeps out of the legion after it has resigned: "hook" or "master"
     asked: Ns = 0  # when the first lease was sent that the master has not answered; 0: none
     warned: Ns = 0  # when it was said last that there is no quorum; 0: never
