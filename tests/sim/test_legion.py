@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from legion import MS, Low, Plan, World
+from legion import FAULTS, MS, Low, Plan, Uwsgi, World, take_over
 
-from lowsuper.legion.packet import MOST_HEARD
+from lowsuper.legion.packet import MOST_HEARD, Packet
 from lowsuper.units import SECOND
 
 _SEED = os.environ.get("SEED", "random")
@@ -209,6 +210,10 @@ def play(seed):
 
 def check_safety(world):
     assert not world.overlaps, world.tell()
+    check_bounds(world)
+
+
+def check_bounds(world):
     for node in world.nodes:
         if isinstance(node, Low):
             assert len(node.node.members) <= MOST_HEARD
@@ -242,3 +247,288 @@ def test_no_two_daemons_run_whatever_happens_from_a_fresh_seed():
     print(f"fresh seed: {FRESH}")  # noqa: T201  # shown on failure, and with -rP
     for number in range(COUNT):
         play(FRESH + number)
+
+
+@pytest.mark.parametrize("seed", [7, 77, 777, 7777])
+def test_history_when_played_again_is_the_same(seed):
+    first, second = play(seed), play(seed)
+    assert first.trace == second.trace
+    assert first.wire == second.wire
+    assert first.steps == second.steps
+
+
+# How soon another node takes over.
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("batch", range(3))
+def test_takeover_is_soon_and_not_too_soon(fault, batch):
+    for seed in range(batch * 15, batch * 15 + 15):
+        source = random.Random(seed)
+        size = source.choice([3, 3, 4, 5])
+        plan = replace(
+            pick_plan(source),
+            kinds="l" * size,
+            valors=tuple(source.randint(1, 3) for _ in range(size)),
+            quorum=size // 2 + 1,
+            hook_fails=0,
+        )
+        took, world = take_over(plan, seed, fault)
+        assert took.ended is not None, world.tell()
+        assert took.began is not None, world.tell()
+        assert not world.overlaps, world.tell()
+        if fault == "graceful":
+            assert took.began - took.ended < SECOND // 2, world.tell()
+        else:
+            assert took.began < (plan.tolerance + 1) * SECOND, world.tell()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stable_majority_has_one_lord_and_the_rest_none(seed):
+    source = random.Random(seed)
+    size = source.choice([3, 4, 5, 5])
+    plan = replace(
+        pick_plan(source),
+        kinds="l" * size,
+        valors=tuple(source.randint(1, 3) for _ in range(size)),
+        quorum=size // 2 + 1,
+        hook_fails=0,
+    )
+    world = World(plan, seed).start_all(plan.tolerance * SECOND)
+    world.run(3 * plan.tolerance * SECOND)
+    for _ in range(3):
+        side = source.sample(range(size), source.randrange(1, size))
+        more = side if len(side) >= plan.quorum else [n for n in range(size) if n not in side]
+        world.split(side)
+        world.run((2 * plan.tolerance + plan.freq) * SECOND)
+        assert len(world.running) == (len(more) >= plan.quorum), world.tell()
+        assert set(world.running) <= set(more), world.tell()
+        best = max(more, key=lambda number: (plan.valors[number], world.nodes[number].uuid))
+        assert list(world.running) in ([best], []), world.tell()
+        world.heal()
+        world.run((plan.tolerance + plan.freq) * SECOND)
+    check_safety(world)
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(valors=(1, 1, 1)), Plan("ll", (0, 1))])
+def test_legion_that_starts_at_once_has_its_lord_soon(plan):
+    world = World(plan, 1).start_all()
+    complete = len(plan.kinds) == 2 * plan.quorum - 1
+    bound = plan.freq if complete else plan.tolerance + plan.freq
+    assert world.run(bound * SECOND, lambda: world.running), world.tell()
+
+
+def test_arbiters_alone_have_no_lord():
+    world = World(Plan(valors=(0, 0, 0)), 1).start_all()
+    world.run(60 * SECOND)
+    assert not world.starts
+
+
+def test_higher_valor_that_comes_later_takes_over_once_the_daemon_is_gone():
+    world = World(Plan(valors=(1, 2, 9), stubborn=0, ends=SECOND), 1)
+    for node in world.nodes[:2]:
+        node.start()
+    world.run(40 * SECOND)
+    assert list(world.running) == [1]
+    world.nodes[2].start()
+    world.run(20 * SECOND, lambda: 2 in world.running)
+    assert list(world.running) == [2], world.tell()
+    assert not world.overlaps
+
+
+@pytest.mark.parametrize("seconds", [-4000, -61, 61, 4000])
+def test_lord_whose_clock_jumps_does_not_run_next_to_another(seconds):
+    """Packets dated too far back are refused, as by uWSGI; no daemon runs twice for that."""
+    world = World(Plan(), 1).start_all()
+    world.run(60 * SECOND)
+    world.nodes[0].clock.ahead += seconds * SECOND
+    world.run(60 * SECOND)
+    assert len(world.running) == 1
+    assert not world.overlaps, world.tell()
+    world.nodes[0].clock.ahead -= seconds * SECOND
+    world.run(60 * SECOND)
+    assert len(world.running) == 1
+    assert not world.overlaps, world.tell()
+
+
+# Without a quorum, as uWSGI: as many daemons as there are parts of the network.
+
+
+def play_without_quorum(seed, *, parts):
+    source = random.Random(seed)
+    size = source.choice([2, 3, 4])
+    plan = replace(
+        pick_plan(source),
+        kinds="l" * size,
+        valors=tuple(source.randint(1, 3) for _ in range(size)),
+        quorum=source.choice([0, 1]),
+        skew=60,
+        hook_fails=0,
+    )
+    world = World(plan, seed).start_all(SECOND)
+    chaos = Chaos(world, source)
+    chaos.faults = (chaos.crash, chaos.quit, chaos.end_daemon)
+    if parts:
+        chaos.faults += (chaos.split, chaos.split, chaos.heal)
+    span = 6 * plan.tolerance * SECOND
+    chaos.schedule(source.randrange(8), span)
+    world.run(span)
+    return world
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_two_daemons_without_a_quorum_only_in_parts_of_the_network(batch):
+    for seed in range(batch * 15, batch * 15 + 15):
+        assert not play_without_quorum(seed, parts=False).overlaps
+        world = play_without_quorum(seed, parts=True)
+        plan = world.plan
+        memory = (plan.tolerance + 2 * plan.freq + 1) * SECOND + plan.patience
+        for overlap in world.overlaps:
+            since = overlap.at - memory
+            assert world.was_cut(overlap.first, overlap.second, since, overlap.at), world.tell()
+
+
+def test_two_daemons_without_a_quorum_do_run_in_parts_of_the_network_and_one_after():
+    world = World(Plan("ll", (2, 1), quorum=0), 1).start_all()
+    world.run(30 * SECOND)
+    assert list(world.running) == [0]
+    world.split([0])
+    world.run(30 * SECOND)
+    assert sorted(world.running) == [0, 1]
+    world.heal()
+    world.run(10 * SECOND)
+    assert list(world.running) == [0], world.tell()
+
+
+# Mixed legions.
+
+
+def play_mixed(seed, faults):
+    """Play a history of a legion of both kinds, in a network that loses nothing."""
+    source = random.Random(seed)
+    size = source.choice([2, 3, 3, 3, 4])
+    kinds = "".join(source.choice("lu") for _ in range(size - 2))
+    kinds = "".join(source.sample("lu" + kinds, size))
+    freq, tolerance = source.choice([(3, 15), (1, 4), (1, 10), (2, 8)])
+    plan = Plan(
+        kinds=kinds,
+        valors=tuple(source.randint(1, 4) for _ in range(size)),
+        quorum=size // 2 + 1,
+        freq=freq,
+        tolerance=tolerance,
+        patience=source.choice([0, SECOND // 4, SECOND]),
+        stubborn=0,
+    )
+    world = World(plan, seed)
+    for link in world.links.values():
+        link.delay, link.jitter = source.choice([(MS, MS), (20 * MS, 20 * MS)])
+    world.start_all(source.choice([0, tolerance * SECOND]))
+    world.run((3 * tolerance + 4 * freq) * SECOND)
+    chaos = Chaos(world, source)
+    chaos.faults = [getattr(chaos, name) for name in faults]
+    if faults:
+        chaos.schedule(source.randrange(1, 5), 3 * tolerance * SECOND)
+    world.run(6 * tolerance * SECOND)
+    return world
+
+
+def judge_mixed(world):
+    """Look for second daemons that lowsuper is to blame for."""
+    kinds, tolerance = world.plan.kinds, world.plan.tolerance * SECOND
+    for overlap in world.overlaps:
+        first, second = kinds[overlap.first], kinds[overlap.second]
+        assert (first, second) != ("l", "l"), world.tell()
+        assert (first, second) != ("l", "u"), world.tell()
+        if (first, second) == ("u", "l"):
+            assert not (overlap.by_right and overlap.silence <= tolerance), world.tell()
+
+
+@pytest.mark.parametrize("faults", [("crash",), ("quit",), ("split",), ("crash", "quit", "split")])
+@pytest.mark.parametrize("batch", range(2))
+def test_lowsuper_in_a_mixed_legion_adds_no_second_daemon(faults, batch):
+    for seed in range(batch * 25, batch * 25 + 25):
+        judge_mixed(play_mixed(seed, faults))
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_mixed_legion_in_which_nothing_fails_has_one_daemon(batch):
+    for seed in range(batch * 25, batch * 25 + 25):
+        world = play_mixed(seed, ())
+        assert not world.overlaps, world.tell()
+        assert len(world.starts) == 1 or min(world.plan.valors) == 0 or world.running, world.tell()
+        assert len(world.running) == 1, world.tell()
+
+
+@pytest.mark.parametrize("kinds", ["lu", "luu", "lul", "llu"])
+@pytest.mark.parametrize("batch", range(2))
+def test_lowsuper_lord_that_is_cut_off_is_done_before_a_uwsgi_takes_over(kinds, batch):
+    size = len(kinds)
+    for seed in range(batch * 10, batch * 10 + 10):
+        source = random.Random(seed)
+        freq, tolerance = source.choice([(3, 15), (1, 4), (1, 10), (2, 8)])
+        # What a uWSGI has heard is known later than what a lowsuper echoes.
+        longest = (tolerance - 3 * freq) * SECOND - min(SECOND, tolerance * SECOND // 10)
+        plan = Plan(
+            kinds,
+            valors=(3, 2, 1)[:size],
+            quorum=size // 2 + 1,
+            freq=freq,
+            tolerance=tolerance,
+            patience=source.choice([0, SECOND // 4, longest]),
+            stubborn=source.choice([0, 1]),
+        )
+        took, world = take_over(plan, seed, "cut")
+        assert took.ended is not None, world.tell()
+        assert took.began is not None or size == 2, world.tell()
+        assert not world.overlaps, world.tell()
+
+
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_mixed_legion_whatever_happens_goes_on(seed):
+    """No guarantees, but nothing raises, and nothing grows."""
+    for number in range(seed * 10, seed * 10 + 10):
+        source = random.Random(number)
+        plan = pick_plan(source)
+        kinds = "".join(source.choice("lu") for _ in plan.kinds)
+        world = World(replace(plan, kinds=kinds, modern=False), number)
+        pick_links(world, source)
+        world.start_all(SECOND)
+        Chaos(world, source).schedule(10, 6 * plan.tolerance * SECOND)
+        world.run(6 * plan.tolerance * SECOND)
+        check_bounds(world)
+
+
+# The model of a uWSGI, against what real ones were seen to do (2.0.21 and 2.0.31).
+
+
+def test_uwsgi_that_is_alone_is_the_lord_after_two_rounds():
+    world = World(Plan("u", (9,), quorum=0), 1, ppm=0).start_all()
+    assert world.run(10 * SECOND, lambda: world.nodes[0].is_lord)
+    assert 6 * SECOND <= world.time < 7 * SECOND
+
+
+@pytest.mark.parametrize(("pause", "silent"), [(900 * MS, True), (3 * SECOND, False)])
+def test_uwsgi_that_hears_something_every_second_falls_silent(pause, silent):
+    world = World(Plan("u", (9,), quorum=0), 1).start_all()
+    world.run(5 * SECOND)
+    peer = Packet("legion", 5, 0, "peer", 1, "a" * 36)
+    for number in range(60):
+        at = world.time + number * pause
+        packet = peer.replace(unix=world.nodes[0].clock.wall(at))
+        world.at(number * pause, world.nodes[0].receive, packet)
+    world.run(10 * SECOND)
+    before = len(world.wire)
+    world.run(30 * SECOND)
+    assert len(world.wire) - before in ([0] if silent else [10, 11])
+
+
+def test_uwsgi_lord_without_a_quorum_stays_for_up_to_a_minute():
+    world = World(Plan("uuu"), 1).start_all()
+    world.run(60 * SECOND)
+    assert isinstance(world.nodes[0], Uwsgi)
+    world.nodes[0].last_warning = world.nodes[0].wall + 17
+    world.split([0])
+    world.run(60 * SECOND)
+    assert sorted(world.running) == [0, 1]
+    world.run(40 * SECOND)
+    assert list(world.running) == [1]
