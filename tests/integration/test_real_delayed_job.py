@@ -3,8 +3,10 @@
 It overwrites its command line, so that only lowsuper's record tells what it is.
 """
 
+import contextlib
 import itertools
 import os
+import sqlite3
 
 import pytest
 from masters import find_program, wait_text
@@ -29,20 +31,6 @@ ActiveRecord::Base.configurations = {
   },
 }
 ActiveRecord::Base.establish_connection(:production)
-ActiveRecord::Migration.verbose = false
-unless ActiveRecord::Base.connection.table_exists?(:delayed_jobs)
-  ActiveRecord::Schema.define do
-    create_table :delayed_jobs do |table|
-      table.integer :priority, default: 0, null: false
-      table.integer :attempts, default: 0, null: false
-      table.text :handler, null: false
-      table.text :last_error
-      table.datetime :run_at, :locked_at, :failed_at
-      table.string :locked_by, :queue
-      table.timestamps null: true
-    end
-  end
-end
 Delayed::Worker.sleep_delay = 0.1
 
 Note = Struct.new(:path) do
@@ -50,6 +38,19 @@ Note = Struct.new(:path) do
     File.write(path, "#{Process.pid}\\n")
   end
 end
+"""
+
+TABLE = """\
+CREATE TABLE delayed_jobs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+  priority INTEGER DEFAULT 0 NOT NULL,
+  attempts INTEGER DEFAULT 0 NOT NULL,
+  handler TEXT NOT NULL,
+  last_error TEXT,
+  run_at DATETIME, locked_at DATETIME, failed_at DATETIME,
+  locked_by VARCHAR, queue VARCHAR,
+  created_at DATETIME, updated_at DATETIME
+)
 """
 
 CLIENT = """\
@@ -67,6 +68,9 @@ def application(masters):
     for name in ("script", "log"):
         (directory / name).mkdir()
     (directory / "environment.rb").write_text(ENVIRONMENT)
+    # Before there are two who would make it.
+    with contextlib.closing(sqlite3.connect(directory / "jobs.sqlite3")) as database:
+        database.execute(TABLE)
     script = directory / "script" / "delayed_job"
     script.write_text(SCRIPT)
     script.chmod(0o755)
