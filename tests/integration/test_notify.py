@@ -183,8 +183,7 @@ def test_only_those_who_ask_get_a_socket(open_masters, puppet):
     env = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "3", "WATCHDOG_PID": "1"}
     text = more + puppet.line("notify_access=main")
     master = open_masters.begin(text, env=env)
-    for name in ("none", "dog", "puppet"):
-        master.wait_started(name)
+    master.wait_lines(*(rf"lowsuper: {name}: started, pid" for name in ("none", "dog", "puppet")))
     master.wait_ready()
     none, dog, own = (
         dict(
