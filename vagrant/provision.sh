@@ -19,7 +19,7 @@ set -eu
 
 build_packages='gcc libc6-dev libcap-dev'  # libcap-dev: python-prctl is compiled against it
 example_packages='memcached redis-server'
-test_packages='procps strace uwsgi-core'  # uwsgi-core: tests compare with the original
+test_packages='procps curl strace uwsgi-core'  # uwsgi-core: tests compare with the original
 # The real programs that tests run, besides the examples' and what comes from PyPI.
 test_packages="$test_packages nginx postgresql systemd"  # systemd: systemd-notify; starts nothing
 test_packages="$test_packages busybox-static dropbear-bin mmdebstrap"
