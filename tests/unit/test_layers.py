@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "foreground": "errors record units",
     "legion": "record units legion",
     "legion.words": "record units wire",
+    "legion.cipher": "errors model legion",
     "legion.orders": "model record units wire",
     "jail": "backoff events model record report units",
     # The world.
