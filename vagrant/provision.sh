@@ -207,7 +207,7 @@ set_up() {
   if [ "$1" = test ]; then
     what="${root}[test]" warnings_are_errors=ON
   else
-    what=$root warnings_are_errors=OFF
+    what="${root}[legion]" warnings_are_errors=OFF
   fi
   run_step "installing lowsuper into $venv" \
     'see the lines above; without a network, install once with it' \
@@ -240,7 +240,7 @@ rm ./*.deb' sh "$venv/vm.part" "$kernel"
 install_lowsuper() {
   make_venv /opt/lowsuper
   run_step 'installing lowsuper into /opt/lowsuper' \
-    'see the lines above' pip_install /opt/lowsuper --upgrade "$root"
+    'see the lines above' pip_install /opt/lowsuper --upgrade "${root}[legion]"
   link=/usr/local/bin/lowsuper
   if [ -e "$link" ] && [ "$(readlink "$link")" != /opt/lowsuper/bin/lowsuper ]; then
     say "$link is something else and stays as it is: the command is /opt/lowsuper/bin/lowsuper"
