@@ -40,7 +40,6 @@ from lowsuper.units import SECOND
 
 MS = SECOND // 1000
 EPOCH = 1_700_000_000
-FOREVER = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,7 @@ class Overlap:
     at: int
     first: int
     second: int
-    by_right: bool  # the first was the lord by the rules of its kind
-    silence: int  # for how long the second had not heard the first
+    wrong: bool  # the first was a uWSGI that had not noticed that it has no quorum: its own fault
 
 
 class Clock:
@@ -221,9 +219,7 @@ class World:
         assert number not in self.running
         for other in self.running:
             self.note(number, f"OVERLAP with {other}")
-            node = self.nodes[other]
-            silence = self.time - self.nodes[number].heard.get(node.uuid, -FOREVER)
-            self.overlaps.append(Overlap(self.time, other, number, node.is_lord, silence))
+            self.overlaps.append(Overlap(self.time, other, number, self.nodes[other].wrong))
         self.running[number] = self.time
         self.starts.append((self.time, number))
         self.note(number, "daemon runs")
@@ -267,7 +263,7 @@ class Host:
     life: int = 0  # counts the starts of the master
     uuid: str = ""
     pending: list = field(default_factory=list)  # what fell due while the host was suspended
-    heard: dict[str, int] = field(default_factory=dict)  # when, by the uuid of the sender
+    wrong: bool = False  # it runs its daemon although it has no quorum, and knows
 
     @property
     def now(self) -> int:
@@ -605,9 +601,7 @@ class Low(Host):
             if self.words and (not self.packets or self.world.random.random() < 0.5):
                 self._feed(self.words.popleft())
             else:
-                packet = self.packets.popleft()
-                self.heard[packet.uuid] = self.world.time
-                self._feed(Heard(packet))
+                self._feed(Heard(self.packets.popleft()))
 
     def _wake(self, ring: int) -> None:
         if ring == self._ring and self._agent_runs():
@@ -678,7 +672,6 @@ class Uwsgi(Host):
         self.child = 0  # of its daemon, counts the launches; 0: none
         self.launches = 0
         self.signalled = False
-        self.broken = False  # it is the lord against uWSGI's own rules
 
     # The master.
 
@@ -693,7 +686,7 @@ class Uwsgi(Host):
         self.i_am_the_lord = 0
         self.lord_valor, self.lord_uuid, self.checksum = 0, NOBODY, 0
         self.last_warning = 0
-        self.broken = False
+        self.wrong = False
         self.first_round = True
         self.hears.clear()
         self.last_round = self.wall
@@ -837,7 +830,6 @@ class Uwsgi(Host):
             return False
         if packet.unix < self.wall - self.world.plan.skew:
             return False
-        self.heard[packet.uuid] = self.world.time
         key = (packet.valor, packet.name, packet.uuid)
         node = next((n for n in self.seen if (n.valor, n.name, n.uuid) == key), None)
         if packet.dead:
@@ -867,7 +859,8 @@ class Uwsgi(Host):
                 votes = 0
                 break
         quorum = self.world.plan.quorum
-        self.broken = bool(self.i_am_the_lord) and 0 < votes < quorum
+        has_daemon = bool(self.i_am_the_lord or (self.wrong and self.child))
+        self.wrong = has_daemon and 0 < votes < quorum
         if votes > 0 and votes >= quorum:
             self.joined = True
             if mine and not self.i_am_the_lord:
@@ -880,7 +873,6 @@ class Uwsgi(Host):
         elif 0 < votes < quorum and self.wall - self.last_warning >= 60:
             self.i_am_the_lord = 0
             self.last_warning = self.wall
-            self.broken = False
             self.world.note(self.number, "no quorum")
 
     def _find_lord(self) -> tuple[tuple[int, str], bool]:
@@ -898,7 +890,7 @@ class Uwsgi(Host):
 
     @property
     def is_lord(self) -> bool:
-        return self.up and bool(self.i_am_the_lord) and not self.broken
+        return self.up and bool(self.i_am_the_lord)
 
 
 @dataclass(frozen=True)

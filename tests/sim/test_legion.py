@@ -434,13 +434,13 @@ def play_mixed(seed, faults):
 
 def judge_mixed(world):
     """Look for second daemons that lowsuper is to blame for."""
-    kinds, tolerance = world.plan.kinds, world.plan.tolerance * SECOND
+    kinds = world.plan.kinds
     for overlap in world.overlaps:
         first, second = kinds[overlap.first], kinds[overlap.second]
         assert (first, second) != ("l", "l"), world.tell()
         assert (first, second) != ("l", "u"), world.tell()
         if (first, second) == ("u", "l"):
-            assert not (overlap.by_right and overlap.silence <= tolerance), world.tell()
+            assert overlap.wrong, world.tell()
 
 
 @pytest.mark.parametrize("faults", [("crash",), ("quit",), ("split",), ("crash", "quit", "split")])
