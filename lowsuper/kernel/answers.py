@@ -7,6 +7,7 @@ job, so a client that vanishes leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic_ns, time
@@ -32,6 +33,7 @@ from lowsuper.control import (
 )
 from lowsuper.errors import ConfigError, LowsuperError, PlanError, WordError
 from lowsuper.events import Asked
+from lowsuper.kernel.aside import Asides, late
 from lowsuper.kernel.control import KEY, LATER, PARK
 from lowsuper.machine import Awaiting, Backoff, Down, Looking, Over, Stopping, Up
 from lowsuper.master import ENDED, RUNNING, STOPPING, is_ready
@@ -69,7 +71,9 @@ if TYPE_CHECKING:
         def tail(self, spec: DaemonSpec, lines: int) -> bytes:
             """Return the last lines of a daemon."""
 
-        def follow(self, spec: DaemonSpec, wake: Callable[[], None]) -> Follower:
+        def follow(
+            self, spec: DaemonSpec, wake: Callable[[], None], alone: Loop | None = None
+        ) -> Follower:
             """Return what tells what a daemon writes from now on."""
 
         def leaf_of(self, name: str) -> str | None:
@@ -96,6 +100,7 @@ RENDERED = 8  # daemons in one piece that were not at hand
 PIECE = 16 * 1024
 LINES = 10  # of output, where nobody says how many
 WHY_LINES = 20
+SHORT: Ns = 3 * SECOND  # for these
 KEPT = 2000  # events, for those who read them more slowly than they come
 WAITING = 20  # daemons of one line about a shutdown
 SPACING: Ns = SECOND // 5  # of these lines, when much happens; else they come each...
@@ -150,6 +155,7 @@ class MasterAnswers:
         """
         self._loop, self._supervisor, self._realm = loop, supervisor, realm
         self._name, self._outside = name, outside
+        self._asides = Asides(loop)
         self._rendered: dict[str, tuple[bool, str]] = {}
         self._events: deque[Event] = deque(maxlen=KEPT)
         self._count = 0  # of all events
@@ -333,19 +339,21 @@ class MasterAnswers:
         if parts:
             yield (comma + ",".join(parts)).encode()
 
-    def _why(self, request: Request, _connection: Connection) -> Job:
+    def _why(self, request: Request, connection: Connection) -> Job:
         name = request.name
         spec = self._supervisor.specs.get(name)
         if spec is None:
             for _ in control.resolve_names((name.replace("*", ""),), self._supervisor.specs):
                 pass
             raise RequestError(BAD_REQUEST, f"why: {quote(name)} is not one daemon")
+        lines, no_lines = yield from self._read_tail(spec, connection)
+        if self._supervisor.specs.get(name) is not spec:
+            raise RequestError(FAILED, f"{name} has just been configured anew; ask again")
         master, state = self._supervisor.master, self._supervisor.states[name]
         chronicle = self._realm.chronicles.get(name)
         now, today = monotonic_ns(), time()
         notes = [] if chronicle is None else list(chronicle.notes)
         failure = None if chronicle is None else control.failure_text(chronicle.failure)
-        lines, no_lines = self._read_tail(spec, WHY_LINES)
         yield answer(
             **self._describe(name, spec, waiting=name in master.waiting),
             failure=failure,
@@ -370,12 +378,27 @@ class MasterAnswers:
             **stamp(now),
         )
 
-    def _read_tail(self, spec: DaemonSpec, lines: int) -> tuple[list[str], str | None]:
+    def _read_tail(
+        self, spec: DaemonSpec, connection: Connection
+    ) -> Generator[bytes | int, None, tuple[list[str], str | None]]:
         """Return the last lines of a daemon, or why there are none to be had."""
-        try:
-            return split_lines(self._realm.tail(spec, lines)), None
-        except LowsuperError as error:
-            return [], str(error)
+
+        def read() -> bytes:
+            try:
+                return b"+" + self._realm.tail(spec, WHY_LINES)
+            except LowsuperError as error:
+                return b"-" + str(error).encode("utf-8", "surrogateescape")
+
+        data: bytes | None = b""
+        if is_in_file(spec):
+            data = yield from self._asides.gather(connection, lambda _: iter((read(),)), SHORT)
+        else:
+            data = read()
+        if not data:
+            return [], f"{spec.name}: the log: {late(SHORT)}"
+        if data.startswith(b"-"):
+            return [], _decode(data[1:])
+        return split_lines(data[1:]), None
 
     def _wait(self, request: Request, connection: Connection) -> Job:
         names = yield from self._resolve(request)
@@ -476,11 +499,34 @@ class MasterAnswers:
         if spec is None:
             raise RequestError(UNKNOWN_NAME, f"there is no daemon {quote(request.name)}")
         count = LINES if request.lines is None else min(request.lines, MOST_LINES)
-        follower: Follower | None = None
-        try:
+        if not is_in_file(spec):
+            follower = None
             if request.follow:
-                follower = self._realm.follow(spec, connection.wake)
+                follower = self._open(lambda: self._realm.follow(spec, connection.wake))
                 self._ends[connection] = follower.close
+            yield from self._give_output(spec, count, follower)
+            return
+
+        def work(loop: Loop) -> Job:
+            follower = None
+            if request.follow:
+                follower = self._open(lambda: self._realm.follow(spec, _nothing, loop))
+            yield from self._give_output(spec, count, follower)
+
+        if request.follow:
+            yield from self._asides.stream(connection, work)
+        else:
+            yield from self._asides.answer(connection, work)
+
+    def _open(self, follow: Callable[[], Follower]) -> Follower:
+        try:
+            return follow()
+        except LowsuperError as error:
+            raise RequestError(NOT_POSSIBLE, str(error)) from None
+
+    def _give_output(self, spec: DaemonSpec, count: int, follower: Follower | None) -> Job:
+        """Give the last lines, and those to come where there is a follower."""
+        try:
             data = self._realm.tail(spec, count)
         except LowsuperError as error:
             raise RequestError(NOT_POSSIBLE, str(error)) from None
@@ -573,6 +619,9 @@ class MasterAnswers:
     ) -> Generator[bytes | int, None, Loading | None]:
         """Have the configuration read again; return what came of it, None: that was answered."""
         results: list[Loading] = []
+        if not self._outside:
+            yield from try_files(self._asides, connection, self._realm.preview)
+            self._require_running()
         self._loads[connection] = results
         try:
             self._supervisor.post(Asked(verb, (), f"uid {connection.peer.uid}"))
@@ -594,16 +643,12 @@ class MasterAnswers:
         yield refusal(RequestError(FAILED, why), problems=lines)
         return None
 
-    def _diff(self, _request: Request, _connection: Connection) -> Job:
-        try:
-            new = self._realm.preview()
-        except (ConfigError, PlanError) as error:
-            lines = format_problems(error)
-            raise RequestError(FAILED, "; ".join(lines)) from None
-        except (LowsuperError, OSError) as error:
-            raise RequestError(FAILED, str(error)) from None
-        yield b""
-        yield answer(changes=control.describe_changes(self._compare(new)))
+    def _diff(self, _request: Request, connection: Connection) -> Job:
+        def compare() -> bytes:
+            new = preview(self._realm.preview)
+            return answer(changes=control.describe_changes(self._compare(new)))
+
+        yield from self._asides.answer(connection, lambda _: iter((compare(),)))
 
     def _legion(self, request: Request, _connection: Connection) -> Job:
         configured = [legion.name for legion in self._supervisor.spec.legions]
@@ -710,6 +755,47 @@ class MasterAnswers:
             if len(found) == WAITING:
                 break
         return found
+
+
+def preview(read: Callable[[], MasterSpec]) -> MasterSpec:
+    """Read the configuration again.
+
+    Raises:
+        RequestError: it is wrong, or cannot be read.
+    """
+    try:
+        return read()
+    except (ConfigError, PlanError) as error:
+        raise RequestError(FAILED, "; ".join(format_problems(error))) from None
+    except (LowsuperError, OSError) as error:
+        raise RequestError(FAILED, str(error)) from None
+
+
+def try_files(
+    asides: Asides, connection: Connection, read: Callable[[], MasterSpec]
+) -> Generator[bytes | int, None, None]:
+    """See that reading the configuration comes to an end, whatever comes of it.
+
+    Raises:
+        RequestError: it does not.
+    """
+
+    def work(_: Loop) -> Iterator[bytes]:
+        with contextlib.suppress(LowsuperError, OSError):
+            read()
+        yield b"read"
+
+    if not (yield from asides.gather(connection, work)):
+        raise RequestError(FAILED, f"the configuration: {late()} Nothing was changed")
+
+
+def is_in_file(spec: DaemonSpec) -> bool:
+    """Return whether the output of a daemon lies in a file of somebody's choice."""
+    return spec.log is not None and spec.log.kind == "file"
+
+
+def _nothing() -> None:
+    return
 
 
 def _key(connection: Connection) -> str:

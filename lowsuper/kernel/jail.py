@@ -278,7 +278,7 @@ class Warden:
             from lowsuper.kernel.control import Server
             from lowsuper.kernel.lobby import LobbyAnswers
 
-            self._lobby = LobbyAnswers(self, self._claim.name)
+            self._lobby = LobbyAnswers(self._loop, self, self._claim.name)
             self._server = Server(self._loop, self._lobby, self._find_rights)
         door = self._door
         if door is not None and door.socket is not None and not self._server.accept(door.socket):

@@ -12,9 +12,9 @@ from time import monotonic_ns
 
 from lowsuper import changes, control
 from lowsuper.control import FAILED, NOT_POSSIBLE, RequestError, answer, refusal
-from lowsuper.errors import ConfigError, LowsuperError, PlanError
 from lowsuper.events import Signalled
-from lowsuper.kernel.answers import Loading, format_problems, stamp
+from lowsuper.kernel.answers import Loading, preview, stamp, try_files
+from lowsuper.kernel.aside import Asides
 from lowsuper.kernel.control import LATER, PARK, PASS
 from lowsuper.kernel.gate import CLIENT
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lowsuper.control import Request
     from lowsuper.kernel.control import Connection, Job
+    from lowsuper.kernel.loop import Loop
     from lowsuper.kernel.peer import Peer
     from lowsuper.model import MasterSpec
 
@@ -63,14 +64,16 @@ SIGHUP, SIGINT = 1, 2
 class LobbyAnswers:
     """Answers what concerns the process outside, and has the rest passed on."""
 
-    def __init__(self, keeper: Keeper, name: str) -> None:
+    def __init__(self, loop: Loop, keeper: Keeper, name: str) -> None:
         """Begin.
 
         Args:
+            loop: of the process outside.
             keeper: the process outside.
             name: of the instance.
         """
         self._keeper, self._name = keeper, name
+        self._asides = Asides(loop)
         self._loads: dict[Connection, list[Loading]] = {}
 
     def begin(self, request: Request, connection: Connection) -> Job:
@@ -79,7 +82,7 @@ class LobbyAnswers:
             case "hello":
                 return self._hello()
             case "diff":
-                return self._diff()
+                return self._diff(connection)
             case "apply":
                 return self._apply()
             case "reload" if not request.names:
@@ -136,18 +139,14 @@ class LobbyAnswers:
             raise RequestError(NOT_POSSIBLE, f"there is no jail to ask now: {self._keeper.phase}")
         yield PASS
 
-    def _diff(self) -> Job:
-        try:
-            new = self._keeper.preview()
-        except (ConfigError, PlanError) as error:
-            raise RequestError(FAILED, "; ".join(format_problems(error))) from None
-        except (LowsuperError, OSError) as error:
-            raise RequestError(FAILED, str(error)) from None
-        yield b""
-        spec = self._keeper.spec
-        running = {daemon.name: daemon for daemon in spec.daemons}
-        differ = changes.compare(spec, running, new)
-        yield answer(changes=control.describe_changes(differ))
+    def _diff(self, connection: Connection) -> Job:
+        def compare() -> bytes:
+            new, spec = preview(self._keeper.preview), self._keeper.spec
+            running = {daemon.name: daemon for daemon in spec.daemons}
+            differ = changes.compare(spec, running, new)
+            return answer(changes=control.describe_changes(differ))
+
+        yield from self._asides.answer(connection, lambda _: iter((compare(),)))
 
     def _apply(self) -> Job:
         raise RequestError(NOT_POSSIBLE, "a jail is made anew by every change: use reload")
@@ -155,6 +154,7 @@ class LobbyAnswers:
 
     def _reload(self, connection: Connection) -> Job:
         results: list[Loading] = []
+        yield from try_files(self._asides, connection, self._keeper.preview)
         self._loads[connection] = results
         self._keeper.post(Signalled(SIGHUP))
         yield LATER

@@ -962,8 +962,15 @@ class World:
 
         return tail(spec, lines, self._logger, self._uid_of(spec))
 
-    def follow(self, spec: DaemonSpec, wake: Callable[[], None]) -> Follower:
+    def follow(
+        self, spec: DaemonSpec, wake: Callable[[], None], alone: Loop | None = None
+    ) -> Follower:
         """Return what tells all that a daemon writes from now on: see `kernel.tail`.
+
+        Args:
+            spec: the daemon.
+            wake: called when there is more.
+            alone: the loop of a process that does nothing else; None: ours.
 
         Raises:
             LowsuperError: there is nothing to be had; the text says why.
@@ -971,9 +978,10 @@ class World:
         from lowsuper.kernel.tail import Follower
 
         uid = self._uid_of(spec)
-        return Follower(
-            spec, wake, loop=self._loop, watcher=self._watcher, logger=self._logger, uid=uid
-        )
+        loop, watcher = self._loop, self._watcher
+        if alone is not None:
+            loop, watcher = alone, Watcher(alone)
+        return Follower(spec, wake, loop=loop, watcher=watcher, logger=self._logger, uid=uid)
 
     def _uid_of(self, spec: DaemonSpec) -> int:
         identity = self._identities.get(spec.name)

@@ -54,9 +54,10 @@ MAY_IMPORT = {
     "kernel.instance": "errors model record kernel",
     "kernel.peer": "errors model plan record kernel",
     "kernel.control": "control errors units kernel",
+    "kernel.aside": "control errors units kernel",
     "kernel.door": "errors model plan units kernel",
     "kernel.gate": "kernel",
-    "kernel.lobby": "changes control errors events model kernel",
+    "kernel.lobby": "changes control events model kernel",
     "kernel.answers": "changes chronicle control errors events machine master model record report"
     " supervisor units wire kernel",
     "kernel.deeds": "errors model kernel",
