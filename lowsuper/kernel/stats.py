@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from lowsuper.chronicle import Chronicle
     from lowsuper.kernel.loop import Loop
+    from lowsuper.kernel.watch import Watcher
     from lowsuper.model import Endpoint, MasterSpec
     from lowsuper.stats import Page
     from lowsuper.supervisor import Supervisor
@@ -59,6 +60,8 @@ LONGEST_REQUEST = 8192
 LONGEST_REST = 64 * 1024  # of what a client sends on
 SEND = _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL
 RESOLVE_NO_SYMLINKS = 0x04
+IN_ATTRIB, IN_MOVE_SELF = 0x4, 0x800
+AGAIN: Ns = Ns(50_000_000)  # for one that was removed twice
 LOOK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -133,16 +136,24 @@ class Listener:
         if owner != (-1, -1):
             os.chown(name, *owner, dir_fd=self._dir_fd, follow_symlinks=False)
 
+    def is_there(self) -> bool:
+        """Return whether the name of its file, if it has one, leads to it."""
+        if not self._name:
+            return True
+        try:
+            status = os.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == self._made
+
     def close(self) -> None:
         """Listen no more; remove the file, if it is still this one and we may."""
         self.socket.close()
         if self._dir_fd < 0:
             return
         try:
-            if self._name:
-                status = os.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False)
-                if (status.st_dev, status.st_ino) == self._made:
-                    os.unlink(self._name, dir_fd=self._dir_fd)
+            if self._name and self.is_there():
+                os.unlink(self._name, dir_fd=self._dir_fd)
         except OSError as error:
             # Whoever dropped privileges leaves it; the next master replaces it.
             if error.errno not in (ENOENT, EACCES, EPERM):
@@ -258,6 +269,18 @@ class Port:
         self._page, self._http = page, http
         if self._job is not None:
             self._job = self._views(page)
+
+    def is_there(self) -> bool:
+        """Return whether others find it where it is to be."""
+        return self._listener.is_there()
+
+    def listen(self, listener: Listener) -> None:
+        """Listen there in place of where nobody finds us; clients that are here stay."""
+        self._loop.cancel_timer(self._rest)
+        self._loop.unwatch(self._listener.fd)
+        self._listener.close()
+        self._listener = listener
+        self._loop.watch(listener.fd, READ, self._on_clients)
 
     def close(self) -> None:
         """Let go of all."""
@@ -421,6 +444,8 @@ class Stats:
         loop: Loop,
         realm: Realm,
         supervisor: Callable[[], Supervisor],
+        watcher: Watcher,
+        say: Callable[[str], None],
     ) -> None:
         """Begin with nothing.
 
@@ -428,8 +453,13 @@ class Stats:
             loop: tells of clients.
             realm: where it comes from.
             supervisor: returns where the states are.
+            watcher: tells when somebody removes a socket file.
+            say: tells the operator a line.
         """
         self._loop, self._realm, self._supervisor = loop, realm, supervisor
+        self._watcher, self._say = watcher, say
+        self._numbers: dict[str, int] = {}  # of the socket files that are watched
+        self._owner = -1, -1
         self._ports: dict[str, tuple[Endpoint, int | None, Port]] = {}
 
     def use(self, spec: MasterSpec, owner: tuple[int, int] = (-1, -1)) -> None:
@@ -445,6 +475,7 @@ class Stats:
         # Before privileges are dropped: the user may not be allowed to read the library.
         from lowsuper.stats import JsonPage, MetricsPage
 
+        self._owner = owner
         for option, endpoint in (("stats", spec.stats), ("metrics", spec.metrics)):
             before = self._ports.get(option)
             if endpoint is None:
@@ -481,6 +512,46 @@ class Stats:
 
     def _put(self, option: str, endpoint: Endpoint, mode: int | None, listener: Listener) -> None:
         self._ports[option] = endpoint, mode, Port(self._loop, option, listener, self._fill)
+        self._watch(option)
+
+    def _watch(self, option: str) -> None:
+        """Be told when the socket file is removed, or another takes its place."""
+        self._unwatch(option)
+        endpoint = self._ports[option][0]
+        if endpoint.kind != "unix":
+            return
+
+        def look() -> None:
+            self._look(option)
+
+        try:
+            # An open socket outlives its name; what tells is the number of its links.
+            mask = IN_ATTRIB | IN_MOVE_SELF
+            self._numbers[option] = self._watcher.add(endpoint.host, look, mask)
+        except FileNotFoundError:
+            self._loop.set_timer(_key(option), Ns(self._loop.now() + AGAIN), look)
+        except OSError as error:
+            self._say(f"{option}: {endpoint.host} is not watched: {error.strerror}")
+
+    def _unwatch(self, option: str) -> None:
+        self._loop.cancel_timer(_key(option))
+        number = self._numbers.pop(option, None)
+        if number is not None:
+            self._watcher.remove(number)
+
+    def _look(self, option: str) -> None:
+        """See whether the socket file is still ours, and make it again where it is not."""
+        endpoint, mode, port = self._ports[option]
+        if port.is_there():
+            return
+        try:
+            port.listen(Listener(option, endpoint, mode, self._owner))
+        except KernelError as error:
+            self._say(f"{endpoint.host} was removed, and cannot be made again: {error}")
+            self._unwatch(option)
+        else:
+            self._say(f"{endpoint.host} was removed or replaced; made again")
+            self._watch(option)
 
     def _fill(self, page: Page) -> Iterator[bytes | None]:
         """Fill a page, a few daemons at a time, and give the whole at last."""
@@ -519,7 +590,12 @@ class Stats:
             self._close(option)
 
     def _close(self, option: str) -> None:
+        self._unwatch(option)
         self._ports.pop(option)[2].close()
+
+
+def _key(option: str) -> str:
+    return f"{option}\0file"  # no daemon has a name with such a character
 
 
 def may_clash(one: Endpoint, other: Endpoint) -> bool:

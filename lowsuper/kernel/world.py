@@ -816,7 +816,9 @@ class World:
             return
         from lowsuper.kernel.stats import Stats
 
-        stats = self._stats or Stats(self._loop, self, lambda: self._supervisor)
+        stats = self._stats or Stats(
+            self._loop, self, lambda: self._supervisor, self._watcher, self.say_line
+        )
         identity = resolve_master(spec)
         owner = (-1, -1) if identity is None else (identity.uid, identity.gid)
         try:

@@ -413,3 +413,34 @@ def test_usr1_tells_restarts_and_the_last_exit(masters):
     master.wait_line(
         rf"a: up, pid {again}, for .*; 1 restart; last exit .* ago: was killed by SIGKILL"
     )
+
+
+@pytest.mark.parametrize("option", ["stats", "metrics"])
+def test_socket_that_somebody_removed_is_made_again(masters, tmp_path, option):
+    path = tmp_path / "s.sock"
+    text = f"chmod-socket = 640\n{option} = {path}\nattach-daemon2 = name=web,cmd=sleep 1000\n"
+    master = masters.start(text)
+    for remove in (path.unlink, lambda: path.rename(tmp_path / "away")):
+        remove()
+        master.wait_line("s.sock was removed or replaced; made again$")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        assert b"web" in ask(path)
+    # What somebody else has put there stays.
+    path.unlink()
+    path.write_text("mine")
+    master.wait_line("s.sock was removed, and cannot be made again: .*something else than a socket")
+    assert master.stop() == 0
+    assert path.read_text() == "mine"
+
+
+def test_client_that_waits_is_served_though_the_socket_is_made_again(masters, tmp_path):
+    path = tmp_path / "s.sock"
+    text = f"stats-http = true\nstats = {path}\nattach-daemon2 = name=web,cmd=sleep 1000\n"
+    master = masters.start(text)
+    made = connect(path)
+    made.sendall(b"GET / HTTP/1.0\r\n")
+    wait_until(lambda: b"web" in ask(path))  # by then the first was let in
+    path.unlink()
+    master.wait_line("made again")
+    made.sendall(b"\r\n")
+    assert b"200 OK" in read_all(made)
