@@ -183,15 +183,19 @@ def _listening(rules: Rules) -> Ns:
 
 def _is_waiting(rules: Rules, node: Node, now: Ns) -> bool:
     """Return whether promises that were given before the start may still hold."""
-    if now >= node.since + _listening(rules):
-        return False
-    if rules.quorum <= 1:
-        return True
-    # With more nodes than that the quorum would not be more than half of them.
-    members = [m for m in node.members if m.counts]
-    checksum = _checksum(rules, node)
-    return len(members) + 1 < 2 * rules.quorum - 1 or any(
-        m.lord or m.checksum != checksum for m in members
+    return not node.settled and now < node.since + _listening(rules)
+
+
+def _has_met_all(rules: Rules, members: list[Member], checksum: int) -> bool:
+    """Return whether there can be no lord that is not among the members, or was before.
+
+    With more nodes than that, the quorum would not be more than half of them. From then on it is
+    known what was promised to whom.
+    """
+    return (
+        rules.quorum > 1
+        and len(members) + 1 >= 2 * rules.quorum - 1
+        and all(m.checksum == checksum for m in members)
     )
 
 
@@ -433,7 +437,9 @@ class _Turn:
             if self.now < self.node.suspended or self.node.suspended == 0:
                 return
             # The promises that it gave before its goodbye hold, as before a start.
-            self.node = self.node.replace(state=FOLLOWER, since=self.now, due=self.now)
+            self.node = self.node.replace(
+                state=FOLLOWER, since=self.now, settled=False, due=self.now
+            )
             self.act(Tell("this node is back in the legion"), Show())
         self._elect()
         self._announce()
@@ -488,6 +494,8 @@ class _Turn:
             candidates.append(me)
         best = max(candidates, key=_rank, default=(0, NOBODY))
         checksum = _checksum(rules, node)
+        if _has_met_all(rules, members, checksum):
+            node = self.node = node.replace(settled=True)
         votes = 0
         if best[0] and all(m.checksum == checksum and m.vote == best for m in members):
             votes = 1 + len(members)

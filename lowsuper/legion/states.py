@@ -83,6 +83,7 @@ class Node(Record):
     until: Ns = 0  # when nothing of the daemons may be left: of the last lease, or earlier
     leased: Ns = 0  # of the last lease
     busy: bool = False  # daemons may be running
+    settled: bool = False  # it has met, since then, so many nodes that there can be no other lord
     joined: bool = False
     vote: tuple[int, str] = (0, NOBODY)  # as announced
     checksum: int = 0  # as announced
