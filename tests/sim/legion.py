@@ -325,7 +325,7 @@ class Low(Host):
         self.words: deque = deque()
         self.inbox: deque = deque()  # of the master
         self.spawn_delay = 20 * MS
-        self.lag = election.margin(self._rules()) // 2  # of a kill, at most
+        self.lag = min(SECOND, world.plan.tolerance * SECOND // 10) // 2  # of a kill, at most
         self.hook_fails = world.plan.hook_fails
         self._ring = 0
 
