@@ -15,7 +15,7 @@ from select import POLLIN, poll
 from time import monotonic
 
 from lowsuper import foreground
-from lowsuper.errors import assert_never
+from lowsuper.errors import KernelError, assert_never
 from lowsuper.foreground import (
     AllReady,
     CommandEnded,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from typing import Never
 
     from lowsuper.foreground import Action, Event
+    from lowsuper.kernel.parent import Relay
 
 EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
 LATE, PATIENCE = "late", "patience"
@@ -93,27 +94,33 @@ class Stage:
         self._ignored = [n for n in foreground.ENDING if _signal.getsignal(n) == _signal.SIG_IGN]
         self._job = Job(_signal.SIGCHLD)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self._relay = open_relay()
+        front = os.getpid()
         self._master = os.fork()
         if self._master == 0:
             ours.close()
-            self._be_master(theirs.fileno())
+            self._be_master(theirs.fileno(), front)
         theirs.close()
         ours.setblocking(False)
         self._channel = ours
         self._loop = Loop()
         self._loop.watch(self._job.signal_fd, READ, self._on_signals)
         self._loop.watch(ours.fileno(), READ, self._on_packets)
+        if self._relay is not None:
+            self._relay.attach(self._master, self._loop, say)
         if self._timeout is not None:
             at = Ns(self._loop.now() + self._timeout + GRACE)
             self._loop.set_timer(LATE, at, self._on_late)
         while self._code is None:
             self._loop.run_turn(self._settle)
+        if self._relay is not None:
+            self._relay.close(self._code)
         self._loop.close()
         self._channel.close()
         self._job.close()
         return self._code
 
-    def _be_master(self, channel_fd: int) -> Never:
+    def _be_master(self, channel_fd: int, front: int) -> Never:
         """Be the master, away from the terminal; its output is our standard error."""
         code = EXIT_FAILED
         try:
@@ -123,6 +130,8 @@ class Stage:
             os.dup2(null_fd, 0)
             os.close(null_fd)
             os.dup2(2, 1)
+            if self._relay is not None:
+                self._relay.equip(os.environ, front)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, self._job.mask)
             code = self._serve(Teller(channel_fd, self._timeout, self._keep))
             if sys.stdout is not None:
@@ -329,6 +338,19 @@ class Stage:
             execute(self._command)
         finally:
             os._exit(EXIT_FAILED)
+
+
+def open_relay() -> Relay | None:
+    """Return what passes on to our service manager what the master tells; None: there is none."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return None
+    from lowsuper.kernel.parent import Relay
+
+    try:
+        return Relay(address)
+    except KernelError:
+        return None  # the master says so
 
 
 def execute(command: list[str]) -> Never:

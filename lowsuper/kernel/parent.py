@@ -11,21 +11,78 @@ import os
 from errno import EAGAIN, EINVAL, ENOBUFS
 
 from lowsuper.errors import KernelError
+from lowsuper.kernel.loop import READ
 from lowsuper.units import SECOND
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from lowsuper.kernel.loop import Loop
     from lowsuper.units import Ns
 
 BOOTING, READY, RELOADING, STOPPING = "booting", "ready", "reloading", "stopping"
 
-KEY, WATCHDOG_KEY = "parent\0", "parent\0watchdog"  # of timers
+KEY, WATCHDOG_KEY, RELAY_KEY = "parent\0", "parent\0watchdog", "parent\0relay"  # of timers
 PAUSE: Ns = SECOND // 10
 MOST_WAITING = 16
+MOST_BYTES = 8192
+SCM_CREDENTIALS = 2  # see unix(7)
 _LATER = (EAGAIN, ENOBUFS)
+
+
+class Outbox:
+    """Sends messages to a service manager; what cannot be sent now waits a little."""
+
+    def __init__(self, address: str, key: str) -> None:
+        """Open a socket of our own.
+
+        Args:
+            address: of NOTIFY_SOCKET.
+            key: of the timer.
+
+        Raises:
+            KernelError: it is no address that can be used.
+        """
+        if address[:1] not in ("/", "@") or len(address) < 2:
+            raise KernelError("NOTIFY_SOCKET", EINVAL, address)
+        name = os.fsencode(address)
+        self._address = b"\0" + name[1:] if name.startswith(b"@") else name
+        self._key = key
+        self._waiting: list[bytes] = []
+        self._has_failed = False
+        self._loop: Loop
+        self._say: Callable[[str], None]
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK)
+
+    def attach(self, loop: Loop, say: Callable[[str], None]) -> None:
+        """Take whose callbacks send what has to wait, and who tells the operator a line."""
+        self._loop, self._say = loop, say
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._loop.cancel_timer(self._key)
+        self._socket.close()
+
+    def send(self, text: bytes) -> None:
+        """Send a message, now or a little later."""
+        if len(self._waiting) < MOST_WAITING:
+            self._waiting.append(text)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting:
+            try:
+                self._socket.sendto(self._waiting[0], _socket.MSG_NOSIGNAL, self._address)
+            except OSError as error:
+                if error.errno in _LATER:
+                    self._loop.set_timer(self._key, self._loop.now() + PAUSE, self._flush)
+                    return
+                if not self._has_failed:
+                    self._has_failed = True
+                    name = os.fsdecode(self._address).replace("\0", "@", 1)
+                    self._say(str(KernelError("sendto", error.errno or 0, name)))
+            del self._waiting[0]
 
 
 class Parent:
@@ -42,17 +99,10 @@ class Parent:
         Raises:
             KernelError: it is no address that can be used.
         """
-        if address[:1] not in ("/", "@") or len(address) < 2:
-            raise KernelError("NOTIFY_SOCKET", EINVAL, address)
-        name = os.fsencode(address)
-        self._address = b"\0" + name[1:] if name.startswith(b"@") else name
+        self._outbox = Outbox(address, KEY)
         self._interval, self._pid = interval, pid
         self._phase = BOOTING
-        self._waiting: list[bytes] = []
-        self._has_failed = False
         self._loop: Loop
-        self._say: Callable[[str], None]
-        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK)
 
     def attach(self, loop: Loop, say: Callable[[str], None]) -> None:
         """Begin with the signs of life.
@@ -61,7 +111,8 @@ class Parent:
             loop: which they show to be alive; its callbacks send what has to wait.
             say: tells the operator a line.
         """
-        self._loop, self._say = loop, say
+        self._loop = loop
+        self._outbox.attach(loop, say)
         if self._interval:
             self._feed()
 
@@ -79,45 +130,25 @@ class Parent:
         match phase:
             case "ready":
                 main = b"\nMAINPID=%d" % self._pid if self._pid else b""
-                self._send(b"READY=1" + main + b"\nSTATUS=" + text)
+                self._outbox.send(b"READY=1" + main + b"\nSTATUS=" + text)
             case "reloading":
                 at = self._loop.now() // 1000
-                self._send(b"RELOADING=1\nMONOTONIC_USEC=%d\nSTATUS=%s" % (at, text))
+                self._outbox.send(b"RELOADING=1\nMONOTONIC_USEC=%d\nSTATUS=%s" % (at, text))
             case "stopping":
-                self._send(b"STOPPING=1\nSTATUS=" + text)
+                self._outbox.send(b"STOPPING=1\nSTATUS=" + text)
             case _:
                 pass
 
     def close(self, code: int) -> None:
         """Tell the exit code, as the first process of a container does, and close the socket."""
         if os.getpid() == 1:
-            self._send(b"EXIT_STATUS=%d" % code)
-        self._loop.cancel_timer(KEY)
+            self._outbox.send(b"EXIT_STATUS=%d" % code)
         self._loop.cancel_timer(WATCHDOG_KEY)
-        self._socket.close()
+        self._outbox.close()
 
     def _feed(self) -> None:
-        self._send(b"WATCHDOG=1")
+        self._outbox.send(b"WATCHDOG=1")
         self._loop.set_timer(WATCHDOG_KEY, self._loop.now() + self._interval, self._feed)
-
-    def _send(self, text: bytes) -> None:
-        if len(self._waiting) < MOST_WAITING:
-            self._waiting.append(text)
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._waiting:
-            try:
-                self._socket.sendto(self._waiting[0], _socket.MSG_NOSIGNAL, self._address)
-            except OSError as error:
-                if error.errno in _LATER:
-                    self._loop.set_timer(KEY, self._loop.now() + PAUSE, self._flush)
-                    return
-                if not self._has_failed:
-                    self._has_failed = True
-                    name = os.fsdecode(self._address).replace("\0", "@", 1)
-                    self._say(str(KernelError("sendto", error.errno or 0, name)))
-            del self._waiting[0]
 
 
 def open_parent(
@@ -146,3 +177,66 @@ def open_parent(
         return None
     parent.attach(loop, say)
     return parent
+
+
+class Relay:
+    """Passes on what a master tells that is a child of the process which was started.
+
+    A service manager may believe only the process that it has started (NotifyAccess=main of
+    systemd.service(5)), and knows the sender of a message from the kernel. So the master is given
+    a socket of ours, where nobody but the master is believed.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Open the socket.
+
+        Args:
+            address: of NOTIFY_SOCKET.
+
+        Raises:
+            KernelError: it is no address that can be used.
+        """
+        self._outbox = Outbox(address, RELAY_KEY)
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK)
+        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
+        self._socket.bind(b"")  # the kernel chooses a name: see unix(7)
+        self._loop: Loop
+        self._pid = 0
+
+    def equip(self, environ: MutableMapping[str, str], parent: int) -> None:
+        """Have the variables of this process, the master, lead to the relay.
+
+        Args:
+            environ: the variables.
+            parent: the process that was started.
+        """
+        name: bytes = self._socket.getsockname()
+        environ["NOTIFY_SOCKET"] = "@" + name[1:].decode()
+        if environ.get("WATCHDOG_PID") == str(parent):
+            environ["WATCHDOG_PID"] = str(os.getpid())
+
+    def attach(self, pid: int, loop: Loop, say: Callable[[str], None]) -> None:
+        """Begin to pass on what the master, `pid`, says."""
+        self._pid, self._loop = pid, loop
+        self._outbox.attach(loop, say)
+        loop.watch(self._socket.fileno(), READ, self.take)
+
+    def take(self) -> None:
+        """Pass on all that has come."""
+        while True:
+            try:
+                text, about, _, _ = self._socket.recvmsg(MOST_BYTES, _socket.CMSG_SPACE(12))
+            except BlockingIOError:
+                return
+            senders = [data[:4] for _, kind, data in about if kind == SCM_CREDENTIALS]
+            if [int.from_bytes(sender, "little") for sender in senders] == [self._pid]:
+                self._outbox.send(text)
+
+    def close(self, code: int) -> None:
+        """Pass on the last; tell the exit code, as the first process of a container does."""
+        self.take()
+        if os.getpid() == 1:
+            self._outbox.send(b"EXIT_STATUS=%d" % code)
+        self._loop.unwatch(self._socket.fileno())
+        self._socket.close()
+        self._outbox.close()

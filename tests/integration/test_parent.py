@@ -6,11 +6,16 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 from masters import DEADLINE, needs_root, read_environ
 from puppets import Puppet
+
+from lowsuper.kernel.loop import Loop
+from lowsuper.kernel.parent import Relay
 
 
 class Manager:
@@ -164,3 +169,70 @@ def test_manager_that_does_not_read_is_no_obstacle(masters, manager):
             other.send(b"X=1")
     masters.start("attach-daemon = sleep 1000\n", env=manager.env)
     assert manager.get("READY")["READY"] == "1"
+
+
+# In front of a master: `run FILE -- COMMAND`.
+
+
+@pytest.fixture
+def front(masters, manager):
+    """Start a front that says what it knows of itself in the variables of sd_notify(3)."""
+    words = 'WATCHDOG_PID=$$ exec "$@"'
+    prefix = ("sh", "-c", words, "sh")
+    path = masters.write("attach-daemon = sleep 1000\n")
+
+    def begin(*command, **variables):
+        env = {**manager.env, **variables}
+        return masters.launch("run", str(path), "--", *command, prefix=prefix, env=env)
+
+    return begin
+
+
+def test_process_in_front_speaks_for_its_master(manager, front):
+    """A service manager that believes only whom it has started (NotifyAccess=main) believes it."""
+    one = front("sh", "-c", "echo up; env; exec sleep 1000")
+    fields = manager.get("READY")
+    assert (manager.pid, fields) == (one.pid, {"READY": "1", "STATUS": "ready: 1 daemon"})
+    # The command has the variables that it would have without us.
+    one.wait_output(f"^NOTIFY_SOCKET={manager.env['NOTIFY_SOCKET']}$")
+    one.signal(signal.SIGTERM)
+    assert manager.get("STOPPING")["STATUS"] == "stopping: 1 daemon"
+    assert manager.pid == one.pid
+    one.wait()
+    assert manager.is_empty()
+
+
+def test_signs_of_life_are_those_of_the_master(manager, front):
+    one = front("sleep", "1000", WATCHDOG_USEC="100000")
+    for _ in range(3):
+        manager.get("WATCHDOG")
+        assert manager.pid == one.pid
+    master = min(one.family() - {one.pid})
+    os.kill(master, signal.SIGSTOP)
+    try:
+        while select.select([manager._socket], [], [], 0.3)[0]:
+            manager.get("WATCHDOG")
+    finally:
+        os.kill(master, signal.SIGCONT)
+    manager.get("WATCHDOG")
+    one.signal(signal.SIGTERM)
+    one.wait()
+
+
+def test_relay_believes_only_its_master(manager):
+    loop = Loop()
+    relay = Relay(manager.env["NOTIFY_SOCKET"])
+    environ = {"WATCHDOG_PID": "5"}
+    relay.equip(environ, 5)
+    assert environ["WATCHDOG_PID"] == str(os.getpid())
+    address = "\0" + environ["NOTIFY_SOCKET"][1:]
+    relay.attach(os.getpid(), loop, print)
+    code = f"import socket; socket.socket(1, 2).sendto(b'READY=1', {address!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+        own.sendto(b"STATUS=own", address)
+    relay.take()
+    assert manager.get("STATUS") == {"STATUS": "own"}
+    assert manager.is_empty()
+    relay.close(0)
+    loop.close()
