@@ -103,9 +103,10 @@ class Readiness(Record):
 class Output(Record):
     """Where the output of a daemon goes, both its standard output and its standard error."""
 
-    kind: str  # stdout, stderr (the master's), null, file or ring
+    kind: str  # stdout, stderr (the master's), null, file or ring; never configured: open
     path: str = ""  # of a file, as written: relative to the master's directory
     size: int = 0  # of a ring, in bytes
+    fd: int = -1  # of a file that is open already, out of reach of who starts the daemon
 
 
 class DaemonSpec(Record):

@@ -859,7 +859,8 @@ def live(
 
     Does not return.
     """
-    close_all_but((0, 1, 2, channel_fd, outer_pidfd, *(each.fd for each in joined)))
+    logs = (daemon.log.fd for daemon in spec.daemons if daemon.log and daemon.log.fd >= 0)
+    close_all_but((0, 1, 2, channel_fd, outer_pidfd, *(each.fd for each in joined), *logs))
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, fileno=channel_fd)
     try:
         mount.set_parent_death_signal(SIGKILL)

@@ -70,6 +70,8 @@ def plan_output(
             fd = STDERR
         case "null":
             fd = null_fd
+        case "open":
+            fd = output.fd
         case _:
             return (FdSource(1, LOG_FD), FdSource(2, LOG_FD)), os.path.abspath(output.path)
     return (FdSource(1, fd), FdSource(2, fd)), None

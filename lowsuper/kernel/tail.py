@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from errno import ENOENT
+from fcntl import F_SETFL, fcntl
 
 from lowsuper.errors import KernelError, LowsuperError
 from lowsuper.kernel.logger import read_ring
 from lowsuper.kernel.logs import is_managed
-from lowsuper.kernel.native import ffi, lib
+from lowsuper.kernel.native import ffi, lib, move_high
 from lowsuper.plan import LOG_REASONS
 from lowsuper.units import SECOND
 
@@ -63,6 +64,9 @@ def tail(spec: DaemonSpec, lines: int, logger: Logger | None, uid: int) -> bytes
         if len(data) < total:
             data = data[data.find(b"\n") + 1 :]  # the first line is not whole
         return _last_lines(data, lines)
+    if kind == "open":
+        assert spec.log is not None, "it has a place"
+        return _last_lines(_read_end(spec.log.fd, lines), lines)
     data = b""
     for number in range((BACKUPS_MAX if is_managed(spec) else 0) + 1):
         try:
@@ -96,8 +100,23 @@ def _find_place(spec: DaemonSpec) -> tuple[str, str]:
 
 
 def _open_file(path: str, uid: int) -> int:
+    return _open_as(path, uid, lib.LOWSUPER_LOG_READ)
+
+
+def open_log(path: str) -> int:
+    """Return a descriptor of a log file, to add lines and to read them; the caller closes it.
+
+    Raises:
+        KernelError: it cannot be opened, or is not to be trusted.
+    """
+    fd = move_high(_open_as(path, os.geteuid(), lib.LOWSUPER_LOG_BOTH))
+    fcntl(fd, F_SETFL, os.O_APPEND)
+    return fd
+
+
+def _open_as(path: str, uid: int, access: int) -> int:
     reason = ffi.new("int32_t *")
-    fd = lib.lowsuper_log_open(os.fsencode(path), uid, lib.LOWSUPER_LOG_READ, reason)
+    fd = lib.lowsuper_log_open(os.fsencode(path), uid, access, reason)
     if fd < 0:
         raise KernelError("log", -fd, path + LOG_REASONS[reason[0]])
     return fd
@@ -186,6 +205,8 @@ class Follower:
         self._at = self.skipped = 0
         self._told = False
         kind, self._path = _find_place(spec)
+        if kind == "open":
+            raise NoOutputError(f"{spec.name} writes to {self._path} outside of the jail")
         if kind == "ring":
             self._path = ""
             self._fd = _open_ring(spec.name, logger)

@@ -66,6 +66,7 @@ class Teller:
         """
         self.fd = channel_fd
         self._timeout, self._keep = timeout, keep
+        self._kept: dict[str, int] = {}  # what was opened outside of a jail, by path
         self._send_fd, self._prefix = channel_fd, b""
         self._world: World
         self._supervisor: Supervisor
@@ -78,16 +79,31 @@ class Teller:
     def adapt(self, spec: MasterSpec) -> MasterSpec:
         """Return a configuration as it is to be for a master behind another process."""
         spec = spec.replace(daemonize=None, daemonize2=None)
-        if self._keep is None or spec.jail is not None:
+        if self._keep is None:
             return spec
-        keep = self._keep
+        is_jailed = spec.jail is not None
         daemons = (
             daemon
             if daemon.log is not None
-            else daemon.replace(log=Output("file", f"{keep}/{daemon.name}.log"))
+            else daemon.replace(log=self._choose_log(daemon.name, is_jailed=is_jailed))
             for daemon in spec.daemons
         )
         return spec.replace(daemons=tuple(daemons))
+
+    def _choose_log(self, name: str, *, is_jailed: bool) -> Output:
+        """Return where the output of a daemon goes that goes nowhere else.
+
+        Raises:
+            KernelError: its file cannot be opened.
+        """
+        path = f"{self._keep}/{name}.log"
+        if not is_jailed:
+            return Output("file", path)
+        if path not in self._kept:
+            from lowsuper.kernel.tail import open_log
+
+            self._kept[path] = open_log(path)
+        return Output("open", path, fd=self._kept[path])
 
     def begin_jailed(self) -> None:
         """Be the process outside of a jail, to which signals are sent."""

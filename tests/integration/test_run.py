@@ -514,6 +514,25 @@ def test_daemon_of_a_jail_that_is_not_ready_is_told(run, tmp_path):
 
 
 @needs_root
+def test_logs_of_a_jail_are_kept_outside(run, tmp_path):
+    root = make_root(tmp_path / "root")
+    text = f"namespace = {root}:testns\nnamespace-keep-mount = /dev/null\n"
+    text += (
+        "[daemon:web]\ncommand = sh -c 'echo one; echo two >&2; touch /tmp/there; exec sleep 9'\n"
+    )
+    text += "ready = file:/tmp/there\n[daemon:bad]\ncommand = sh -c 'echo three; exit 9'\n"
+    text += "restart = never\nready = file:/no/such\n"
+    keep = tmp_path / "kept"
+    keep.mkdir()
+    (keep / "web.log").write_text("zero\n")
+    result = run(text, "true", options=["--keep-logs", str(keep)])
+    assert result.returncode == 125
+    assert (keep / "web.log").read_text() == "zero\none\ntwo\n"
+    assert (keep / "bad.log").read_text() == "three\n"
+    assert "the last lines that it wrote:\n    three" in (keep / "bad.why").read_text()
+
+
+@needs_root
 def test_killed_front_of_a_jail_leaves_nothing(begin, tmp_path):
     root = make_root(tmp_path / "root")
     text = f"namespace = {root}:testns\nnamespace-keep-mount = /dev/null\n" + ONE
