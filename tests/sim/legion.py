@@ -80,7 +80,8 @@ class Overlap:
     at: int
     first: int
     second: int
-    wrong: bool  # the first was a uWSGI that had not noticed that it has no quorum: its own fault
+    wrong: bool  # the first was a uWSGI that goes on though it knows that it has no quorum
+    parted: int  # for how long the two had been cut off from each other
 
 
 class Clock:
@@ -212,6 +213,10 @@ class World:
         closed = any({a, b} == {c, d} and e < until and f > since for c, d, e, f in self.cuts)
         return closed or any({a, b} == set(way) for way in self._open_cuts)
 
+    def find_parted(self, a: int, b: int) -> int:
+        """Return since when two are cut off from each other; now, if they are not."""
+        return max(self._open_cuts.get(way, self.time) for way in ((a, b), (b, a)))
+
     # Daemons.
 
     def begin(self, number: int) -> None:
@@ -219,7 +224,9 @@ class World:
         assert number not in self.running
         for other in self.running:
             self.note(number, f"OVERLAP with {other}")
-            self.overlaps.append(Overlap(self.time, other, number, self.nodes[other].wrong))
+            parted = self.time - self.find_parted(other, number)
+            wrong = self.nodes[other].wrong
+            self.overlaps.append(Overlap(self.time, other, number, wrong, parted))
         self.running[number] = self.time
         self.starts.append((self.time, number))
         self.note(number, "daemon runs")

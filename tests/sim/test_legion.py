@@ -440,7 +440,9 @@ def judge_mixed(world):
         assert (first, second) != ("l", "l"), world.tell()
         assert (first, second) != ("l", "u"), world.tell()
         if (first, second) == ("u", "l"):
-            assert overlap.wrong, world.tell()
+            # A uWSGI that is cut off finds that out late: see uWSGI's legions_check_nodes_step2.
+            parted = overlap.parted >= world.plan.tolerance * SECOND
+            assert overlap.wrong or parted, world.tell()
 
 
 @pytest.mark.parametrize("faults", [("crash",), ("quit",), ("split",), ("crash", "quit", "split")])
