@@ -27,7 +27,8 @@ AT_ONCE = 64
 
 TELL_EVERY = Ns(60 * SECOND)
 SHOW_EVERY = Ns(SECOND // 20)  # at most
-MOST_KNOWN = 1024
+MOST_KNOWN = 4096
+TWICE = Ns(2 * SECOND)  # a packet of a uWSGI has whole seconds in it, and no number
 MOST_SCROLL = 32768  # bytes; with what else is in a packet, it fits
 
 
@@ -110,7 +111,7 @@ class UdpLegion:
         self._problem = ""  # why it is not
         self._wake = self._show_at = self._shown = Ns(0)
         self._errors: dict[Endpoint, int] = {}
-        self._known: dict[int, None] = {}  # packets that came lately: what they had to say is said
+        self._known: dict[int, Ns] = {}  # packets that came lately, and when a repetition is none
         self._rejected, self._rejection, self._blame_at = 0, "", Ns(0)
 
     @property
@@ -197,19 +198,18 @@ class UdpLegion:
         self._step(states.Begin())
 
     def _take(self, datagram: bytes, sender: str) -> None:
-        digest = hash(datagram)
-        if digest in self._known:
+        digest, now = hash(datagram), now_boot()
+        if now >= self._known.get(digest, now + 1):
             return  # a replay, or what came here by two ways
         try:
             heard = packet.decode(self._seal.open(datagram))
         except ValueError as error:
             self._reject(str(error), sender)
             return
-        if heard.seq:
-            # What a uWSGI says twice within a second may be news the second time.
-            self._known[digest] = None
-            if len(self._known) > MOST_KNOWN:
-                del self._known[next(iter(self._known))]
+        # What a uWSGI says again within a second may be news, if it said something else meanwhile.
+        self._known.setdefault(digest, Ns(now if heard.seq else now + TWICE))
+        if len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
         if heard.legion != self.name or heard.uuid == self._rules.uuid:
             return
         scroll = _cut_scroll(heard.scroll, self._legion.scroll_max_size)
