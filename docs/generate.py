@@ -64,6 +64,9 @@ KIND_VALUES = {
     options.CAPS: "names",
     options.SETNS_SOCKET: "socket",
     options.SETNS_SKIP: "names",
+    options.LEGION: "text",
+    options.LEGION_DAEMON: "NAME command",
+    options.LEGION_SMART: "NAME PIDFILE[,FREQ] COMMAND",
 }
 REPEATABLE = {
     options.TEXTS,
@@ -78,6 +81,9 @@ REPEATABLE = {
     options.LINK,
     options.UNSHARE,
     options.SETNS_SKIP,
+    options.LEGION,
+    options.LEGION_DAEMON,
+    options.LEGION_SMART,
 }
 PARSER_VALUES = {
     "parse_command": "command",
@@ -97,6 +103,7 @@ PARSER_VALUES = {
     "parse_caps": "names",
     "parse_namespaces": "names",
     "parse_hostname": "name",
+    "parse_legion": "name",
     "parse_netns": "network",
     "parse_root": "directory",
     "parse_ready": "how",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from lowsuper.config.dialect import Option, Reading
+    from lowsuper.config.legion import LegionBuilder
     from lowsuper.config.options import OptionRow
     from lowsuper.model import ControlRule, DaemonSpec, Hook, Origin
 
@@ -54,6 +55,7 @@ class Builder:
         self._rules: list[ControlRule] = []
         self._jail: dict[str, list[Option]] = {}
         self._cgroup: dict[str, list[Option]] = {}
+        self._legions: LegionBuilder | None = None
         self._daemons = DaemonBuilder(self._problems)
         self._kinds: dict[str, Callable[[OptionRow, Option], None]] = {
             options.FLAG: self._take_flag,
@@ -90,6 +92,9 @@ class Builder:
             options.STATS: self._take_stats,
             options.STATS_MODE: self._take_socket_mode,
             options.CGROUP: self._take_cgroup,
+            options.LEGION: self._take_legion,
+            options.LEGION_DAEMON: self._take_legion_daemon,
+            options.LEGION_SMART: self._take_legion_smart,
             options.ACCEPTED: self._take_accepted,
         }
 
@@ -119,6 +124,8 @@ class Builder:
             spec = self._add_jail(spec)
         if self._cgroup:
             spec = self._add_cgroup(spec)
+        if self._legions is not None or any(each.legion is not None for each in daemons):
+            spec = self._legion_builder.finish(spec)
         self._require_root(spec)
         if spec.caps is not None and not spec.master_as_root:
             self._require_caps(spec)
@@ -149,6 +156,8 @@ class Builder:
     def _take(self, option: Option) -> None:
         """Apply one option, or say why not."""
         row = options.find_row(option.name)
+        if row is not None and row.kind == options.LEGION:
+            option = hide_secret(row, option)
         if row is None:
             self._take_other(option)
         elif has_unknown(option.value):
@@ -369,6 +378,29 @@ class Builder:
                 origin = self._daemons.find_origin(daemon.name, "cgroup_memory_max")
                 self._problems.append(Problem(origin, reason, daemon.name, advice))
 
+    @property
+    def _legion_builder(self) -> LegionBuilder:
+        if self._legions is None:
+            from lowsuper.config.legion import LegionBuilder  # most files have none
+
+            self._legions = LegionBuilder(self._problems)
+        return self._legions
+
+    def _take_legion(self, row: OptionRow, option: Option) -> None:
+        self._legion_builder.take(row.names[0], option)
+
+    def _take_legion_daemon(self, _row: OptionRow, option: Option) -> None:
+        from lowsuper.config.legion import split_name
+
+        name, command = split_name(option.value, "a command")
+        self._daemons.add_command(option.replace(value=command), control=False, legion=name)
+
+    def _take_legion_smart(self, row: OptionRow, option: Option) -> None:
+        from lowsuper.config.legion import split_name
+
+        name, rest = split_name(option.value, "a pidfile and a command")
+        self._daemons.add_smart(option.replace(value=rest), daemonize=bool(row.field), legion=name)
+
     def _take_accepted(self, _row: OptionRow, option: Option) -> None:
         parse_bool(option.value)
 
@@ -465,6 +497,14 @@ class Builder:
         for name, key, reason, advice, is_error in found:
             origin = self._daemons.find_origin(name, key)
             self._problems.append(Problem(origin, reason, name, advice, is_error=is_error))
+
+
+def hide_secret(row: OptionRow, option: Option) -> Option:
+    """Return an option of the Legion whose origin shows no secret."""
+    from lowsuper.config.legion import redact
+
+    shown = redact(row.names[0], option.origin.value)
+    return option.replace(origin=option.origin.replace(value=shown))
 
 
 def has_order(daemon: DaemonSpec) -> bool:

@@ -48,8 +48,8 @@ class DaemonBuilder:
         self._drafts: list[_Draft] = []
         self._sections: dict[str, _Draft] = {}
 
-    def add_command(self, option: Option, *, control: bool) -> None:
-        """Take an `attach-daemon` or `attach-control-daemon` in.
+    def add_command(self, option: Option, *, control: bool, legion: str | None = None) -> None:
+        """Take an `attach-daemon`, `attach-control-daemon` or `legion-attach-daemon` in.
 
         Raises:
             ValueError: the command cannot be read.
@@ -57,11 +57,13 @@ class DaemonBuilder:
         draft = _Draft(option.origin)
         draft.fields["command"] = parse_command(option.value)
         draft.origins["command"] = option.origin
-        draft.fields["control"] = control
+        draft.fields |= {"control": control, "legion": legion}
         self._drafts.append(draft)
 
-    def add_smart(self, option: Option, *, daemonize: bool) -> None:
+    def add_smart(self, option: Option, *, daemonize: bool, legion: str | None = None) -> None:
         """Take a `smart-attach-daemon`, or with `daemonize` a `smart-attach-daemon2`, in.
+
+        Those of a legion, too.
 
         Raises:
             ValueError: the command cannot be read.
@@ -77,6 +79,7 @@ class DaemonBuilder:
         if line.freq is not None:
             draft.fields["freq"] = line.freq
         draft.origins = dict.fromkeys(draft.fields, option.origin)
+        draft.fields["legion"] = legion
         self._drafts.append(draft)
 
     def add_keyval(self, option: Option) -> None:

@@ -190,6 +190,17 @@ def parse_hostname(text: str) -> str:
     return isolation.parse_hostname(text)
 
 
+def parse_legion(text: str) -> str:
+    """Return the name of a legion.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text or " " in text:
+        raise ValueError("is not the name of a legion")
+    return text
+
+
 def parse_netns(text: str) -> str:
     """Return the path of a network namespace: see `config.isolation`."""
     from lowsuper.config import isolation
@@ -368,6 +379,7 @@ KEYS = (
         "daemons whose start must have succeeded or failed first",
         adds=True,
     ),
+    Key(("legion",), parse_legion, "legion", "it runs only on the lord of this legion"),
     Key(
         ("namespaces",),
         parse_namespaces,
@@ -439,7 +451,7 @@ KEYS = (
 NAMES = {name: key for key in KEYS for name in key.names}
 """Every name of a daemon key."""
 
-_LATER_NAMES = "legion env envfile clean_env listen"
+_LATER_NAMES = "env envfile clean_env listen"
 _LATER = frozenset(_LATER_NAMES.split())
 LATER_FLAGS = frozenset(("clean_env",))
 """Keys of later versions that may stand without "="."""

@@ -71,7 +71,7 @@ max-worker-lifetime max-worker-lifetime-delta mem-collector-freq metric metric-a
 metric-threshold metrics-dir mime-file mimefile min-worker-lifetime mode module mongrel2
 mono-app mono-assembly mono-config mono-exec mono-gc-freq mono-index mono-key mono-version mount
 mount-check mountpoint-check mule-harakiri mule-reload-mercy mules multicast multicast-loop
-multicast-ttl need-plugin need-plugins not-alarm-log not-log-alarm notify-socket offload-thread
+need-plugin need-plugins not-alarm-log not-log-alarm notify-socket offload-thread
 offload-threads optimize pam pam-user paste pause pecan perl-arg perl-args perl-auto-reload
 perl-auto-reload-ignore perl-exec perl-exec-post-fork perl-local-lib php-allowed-docroot
 php-allowed-ext php-allowed-script php-app php-app-bypass php-app-qs php-config
@@ -197,12 +197,8 @@ call-in-jail call-post-jail call-pre-jail chdir2
 cron-legion emperor-use-clone file-write flock flock-wait flock-wait2 flock2 force-cwd
 hook-accepting hook-accepting-once hook-accepting1 hook-accepting1-once hook-as-emperor
 hook-as-vassal hook-emperor-lost hook-emperor-reload hook-emperor-start hook-emperor-stop
-hook-master-start hook-post-fork immediate-gid immediate-uid inject-after inject-before legion
-legion-attach-daemon legion-cron legion-cron-curl legion-curl-cron legion-death
-legion-death-on-lord-error legion-freq legion-join legion-lord legion-mcast legion-node
-legion-node-joined legion-node-left legion-quorum legion-scroll legion-scroll-list-max-size
-legion-scroll-max-size legion-setup legion-skew-tolerance legion-smart-attach-daemon
-legion-smart-attach-daemon2 legion-tolerance legion-unlord mount-as-emperor mount-as-vassal
+hook-master-start hook-post-fork immediate-gid immediate-uid inject-after inject-before
+legion-cron legion-cron-curl legion-curl-cron mount-as-emperor mount-as-vassal
 resolve safe-pidfile2
 umount-as-emperor umount-as-vassal unique-cron-legion
 unique-legion-cron wait-for-dir wait-for-file wait-for-fs wait-for-fs-timeout

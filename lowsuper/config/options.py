@@ -49,6 +49,9 @@ LINK = "link"
 STATS = "stats"  # an address
 STATS_MODE = "stats-mode"
 CGROUP = "cgroup"  # `field` is of what `config.cgroups` reads
+LEGION = "legion"  # `config.legion` reads it
+LEGION_DAEMON = "legion-daemon"  # `field` is as of DAEMON
+LEGION_SMART = "legion-smart"  # `field` is as of SMART
 ACCEPTED = "accepted"  # what it asks for is always so
 
 
@@ -162,6 +165,35 @@ OPTIONS = (
     _row("stats-no-metrics", ACCEPTED, "", "accepted: see metrics for ours"),
     _row("metrics", STATS, "metrics", "serve OpenMetrics here"),
     _row("chmod-socket chmod", STATS_MODE, "socket_mode", "mode of these sockets, in octal"),
+    _row("legion", LEGION, "", "be a node of a legion: NAME ADDRESS VALOR CIPHER:SECRET [IV]"),
+    _row("legion-mcast", LEGION, "", "the same with a multicast group, to which all is sent"),
+    _row("legion-node", LEGION, "", "send to this node, too: NAME ADDRESS"),
+    _row("legion-quorum", LEGION, "", "votes that a lord needs: NAME N"),
+    _row("legion-freq", LEGION, "", "time between two packets (3 s)"),
+    _row("legion-tolerance", LEGION, "", "silence after which a node is given up (15 s)"),
+    _row("legion-skew-tolerance", LEGION, "", "greatest age of a packet (60 s)"),
+    _row("legion-death-on-lord-error", LEGION, "", "keep out so long after a failed lord hook"),
+    _row("legion-scroll", LEGION, "", "what this node tells of itself: NAME TEXT"),
+    _row("legion-scroll-max-size", LEGION, "", "longest scroll that is shown, in bytes"),
+    _row("legion-scroll-list-max-size", LEGION, "", "accepted: the list has room for all"),
+    _row("legion-setup", LEGION, "", "at the start: NAME cmd:COMMAND or NAME log:TEXT"),
+    _row("legion-join", LEGION, "", "when there is a quorum for the first time"),
+    _row("legion-lord", LEGION, "", "before the daemons start, when this node is the lord"),
+    _row("legion-unlord", LEGION, "", "when it is the lord no more, and the daemons have ended"),
+    _row("legion-death", LEGION, "", "at the end"),
+    _row("legion-node-joined", LEGION, "", "when another node has come"),
+    _row("legion-node-left", LEGION, "", "when another node has gone"),
+    _row("legion-attach-daemon", LEGION_DAEMON, "", "run a command on the lord: NAME COMMAND"),
+    _row("legion-smart-attach-daemon", LEGION_SMART, "", "the same: NAME PIDFILE COMMAND"),
+    _row("legion-smart-attach-daemon2", LEGION_SMART, "daemonize", "lowsuper writes the pidfile"),
+    _row("legion-etcd", LEGION, "", "let etcd elect: NAME http://HOST:PORT[,...] [TTL]"),
+    _row("legion-etcd-valor", LEGION, "", "preference for this node: NAME N"),
+    _row("legion-etcd-ca", LEGION, "", "whom to believe: NAME FILE"),
+    _row("legion-etcd-cert", LEGION, "", "certificate of this node: NAME FILE"),
+    _row("legion-etcd-key", LEGION, "", "its key: NAME FILE"),
+    _row("legion-etcd-user", LEGION, "", "NAME USER:PASSWORD"),
+    _row("legion-user", TEXT, "legion_user", "whom the process of the legions becomes"),
+    _row("multicast-ttl", LEGION, "", "how far packets to a group go (1)"),
     _row("kill-domain", RUNG, "kill_domain", "auto, cgroup or shim"),
 )
 """Every option that is applied."""

@@ -145,14 +145,10 @@ def test_bad_value_is_refused(line, reason):
 @pytest.mark.parametrize(
     "line",
     [
-        "legion = legion1 225.1.1.1:19678 100 bf-cbc:abc",
-        "legion-node = legion1 225.1.1.1:19678",
-        "legion-mcast = mylegion 225.1.1.1:9191 90 bf-cbc:mysecret",
-        "legion-smart-attach-daemon = mylegion /tmp/b.pid celery beat",
+        "legion-cron = mylegion 5 -1 -1 -1 -1 command",
         "hook-as-root = wait_for_file:/x",
         "hook-master-start = exec:x",
         "immediate-uid = 33",
-        "attach-daemon2 = cmd=x,legion=l",
         "attach-daemon2 = cmd=x,clean_env",
     ],
 )
@@ -328,7 +324,7 @@ def test_control_daemon():
         ("[daemon:a]\ncommand = x\nuidd = 1", "a daemon has no such key"),
         ("[daemon:a]\ncommand = x\nname = b", "the section has a name already"),
         ("[daemon:a]\ncommand = x\nuid", "needs a value"),
-        ("[daemon:a]\ncommand = x\nlegion = x", "not available"),
+        ("[daemon:a]\ncommand = x\nenvfile = x", "not available"),
         ("[daemon:a]\ncommand = x\npidfile\ndaemonize", "needs a value"),
         ("[daemon:a]\ncommand = x\nfreq = 3", "without a pidfile"),
     ],
