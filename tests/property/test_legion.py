@@ -314,6 +314,17 @@ def test_lord_when_a_master_says_before_it_has_read_the_lease_that_nothing_runs_
     assert next(a for a in actions if isinstance(a, Send)).packet.dead
 
 
+def test_lord_whose_next_lease_is_on_its_way_does_not_believe_that_nothing_runs():
+    node = become_lord()
+    node, _ = step(PLAIN, node, Busy(busy=False, until=node.leased), NOW + 1, WALL)
+    node = node.replace(sent=(*node.sent, Sent(8, NOW + SECOND)))
+    echo = says(KNOWN_B, 21, heard=((ME, 8),))
+    node, actions = step(PLAIN, node, Heard(echo), NOW + 2 * SECOND, WALL)
+    assert Lease(NOW + SECOND + 14 * SECOND) in actions
+    node, _ = step(PLAIN, node, Quit(), NOW + 2 * SECOND, WALL)
+    assert node.state == RESIGNING
+
+
 def test_lord_that_resigns_gives_up_when_a_kill_has_had_its_moment():
     node = become_lord()
     node, _ = step(PLAIN, node, Quit(), NOW + 1, WALL)

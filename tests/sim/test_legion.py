@@ -199,7 +199,7 @@ def play(seed):
     world.start_all(source.choice([0, SECOND, plan.tolerance * SECOND]))
     tolerance = plan.tolerance * SECOND
     chaos = Chaos(world, source)
-    chaos.schedule(source.randrange(12), source.choice([4, 8]) * tolerance)
+    chaos.schedule(source.choice([3, 8, 20]), source.choice([4, 8]) * tolerance)
     world.run(source.choice([4, 8]) * tolerance)
     chaos.over = True
     check_safety(world)
@@ -498,6 +498,26 @@ def test_mixed_legion_whatever_happens_goes_on(seed):
         Chaos(world, source).schedule(10, 6 * plan.tolerance * SECOND)
         world.run(6 * plan.tolerance * SECOND)
         check_bounds(world)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_uwsgi_among_lowsupers_is_not_silenced_by_their_packets(seed):
+    """One that hears something each second says nothing any more: see below."""
+    world = World(Plan("lulll", (1, 4, 3, 2, 1), quorum=3), seed)
+    world.start_all()
+    world.run(60 * SECOND)
+    # Some stand still for a while, so that their next packets are a second apart.
+    for number, node in enumerate(each for each in world.nodes if isinstance(each, Low)):
+        node.stop_agent()
+        world.at((4 * SECOND + number * 800 * MS), node.continue_agent)
+    world.run(10 * SECOND)
+    assert list(world.running) == [1], world.tell()
+    before = world.time
+    world.run(120 * SECOND)
+    uuid = world.nodes[1].uuid
+    said = [packet for packet in world.wire if packet.uuid == uuid]
+    assert len([p for p in said if p.unix > world.nodes[1].clock.wall(before)]) > 20, world.tell()
+    assert len(world.starts) == 1, world.tell()
 
 
 # The model of a uWSGI, against what real ones were seen to do (2.0.21 and 2.0.31).
