@@ -14,6 +14,7 @@ LACKS = (
     "there is no file ",
     "there is no directory ",
     "is not a directory",
+    "@(/etc/lowsuper/legion.secret): No such file",
 )
 LACKS_USER = ("there is no user of that name", "there is no group of that name")
 SHELL = "a shell runs this and stays"
