@@ -35,19 +35,11 @@ if TYPE_CHECKING:
     from lowsuper.units import Ns
 
     class Engine(Protocol):
-        """One legion, by whichever way it elects."""
-
-        @property
-        def name(self) -> str:
-            """Return the name of the legion."""
+        """One legion, by whichever way it elects. It has no thread before its first `wake`."""
 
         @property
         def is_over(self) -> bool:
             """Return whether it has left the legion for good."""
-
-        @property
-        def fds(self) -> tuple[int, ...]:
-            """Return all its descriptors."""
 
         def fileno(self) -> int:
             """Return the descriptor that is readable when `take` has something to do."""
@@ -66,7 +58,7 @@ if TYPE_CHECKING:
 
 
 MOST_WAITING = 256
-"""Messages that wait for a master that does not read, besides the last lease and view of each."""
+"""Messages that wait for a master that does not read."""
 
 _HEARD_AT_ONCE = 16
 
@@ -96,8 +88,8 @@ class Channel:
     def say(self, message: Record) -> None:
         """Send a message, if not now, then later.
 
-        Of what replaces what was said before only the last waits. If too much waits, what is only
-        told is left out.
+        Of what replaces what was said before only the last waits. If too much waits, what others
+        can do without is left out; the rest is little, since who does not answer loses the title.
         """
         data = words.encode(message)
         if not self._waiting and self._send(data):
@@ -107,7 +99,7 @@ class Channel:
         if isinstance(message, words.Lease | words.Resign | words.View):
             key = (type(message), message.legion)
             self._waiting.pop(key, None)
-        elif len(self._waiting) >= MOST_WAITING:
+        elif len(self._waiting) >= MOST_WAITING and _is_small_talk(message):
             return
         self._waiting[key] = data
 
@@ -147,15 +139,21 @@ class Channel:
         return heard
 
 
+def _is_small_talk(message: Record) -> bool:
+    if isinstance(message, words.Occurred):
+        return message.event in ("node-joined", "node-left")
+    return isinstance(message, words.Told)
+
+
 class Agent:
     """The loop: one turn serves the master, then each legion's packets, then all timers."""
 
-    def __init__(self, channel: Channel, engines: list[Engine]) -> None:
+    def __init__(self, channel: Channel, engines: dict[str, Engine]) -> None:
         """Make the descriptors that are needed to wait.
 
         Args:
             channel: to the master.
-            engines: of the legions.
+            engines: of the legions, by their names.
         """
         self._channel, self._engines = channel, engines
         self._epoll = select.epoll()
@@ -163,13 +161,8 @@ class Agent:
         self._epoll.register(self._timer, select.EPOLLIN)
         self._events = select.EPOLLIN
         self._epoll.register(channel.fileno(), self._events)
-        for engine in engines:
+        for engine in engines.values():
             self._epoll.register(engine.fileno(), select.EPOLLIN)
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """The descriptors that are needed to wait."""
-        return (self._epoll.fileno(), self._timer)
 
     def run(self) -> None:
         """Run until all legions are over, and the master knows it.
@@ -184,16 +177,17 @@ class Agent:
             self._wait()
 
     def _turn(self) -> None:
-        ready = self._wait(min(engine.next_wake() for engine in self._engines))
-        for engine in self._engines:
+        engines = [*self._engines.items()]
+        ready = self._wait(min(engine.next_wake() for _, engine in engines))
+        for _, engine in engines:
             if engine.fileno() in ready:
                 engine.take()
         now = now_boot()
-        for engine in self._engines:
+        for name, engine in engines:
             engine.wake(now)
-        for engine in [each for each in self._engines if each.is_over]:
-            self._epoll.unregister(engine.fileno())
-            self._engines.remove(engine)
+            if engine.is_over:
+                self._epoll.unregister(engine.fileno())
+                del self._engines[name]
 
     def _wait(self, until: Ns | None = None) -> set[int]:
         """Wait for an event; see to the channel; return what is readable."""
@@ -214,8 +208,8 @@ class Agent:
 
     def _pass(self, message: Record) -> None:
         legion = getattr(message, "legion", None)
-        for engine in self._engines:
-            if legion in (None, engine.name):
+        for name, engine in self._engines.items():
+            if legion in (None, name):
                 engine.hear(message)
 
 
@@ -227,6 +221,12 @@ def read_orders() -> Orders:
 
 def make_engine(legion: Legion, orders: Orders, patience: Ns, channel: Channel) -> Engine:
     """Return what elects in a legion; see UdpLegion."""
+    if legion.etcd is not None:
+        from importlib import import_module  # its client takes long to import
+
+        module = import_module("lowsuper.legion.etcd")
+        engine: Engine = module.EtcdLegion(legion, orders.name, patience, channel.say)
+        return engine
     return UdpLegion(legion, orders.name, orders.pid, patience, channel.say)
 
 
@@ -237,19 +237,16 @@ def prepare(channel: Channel, orders: Orders) -> Agent:
         LowsuperError: it cannot be done; the master has been told.
     """
     spare_legacy(legion.cipher for legion in orders.legions)
-    engines = []
+    engines = {}
     for legion, patience in zip(orders.legions, orders.patience, strict=True):
         try:
-            engines.append(make_engine(legion, orders, patience, channel))
+            engines[legion.name] = make_engine(legion, orders, patience, channel)
         except LowsuperError as error:
             channel.say(words.Told(legion.name, str(error)))
             raise
     agent = Agent(channel, engines)
-    fds = [0, 1, 2, channel.fileno(), *agent.fds]
-    for engine in engines:
-        fds += engine.fds
     threads = any(legion.etcd is not None for legion in orders.legions)
-    for problem in confine(orders.uid, orders.gid, fds, threads=threads):
+    for problem in confine(orders.uid, orders.gid, threads=threads):
         channel.say(words.Told(orders.legions[0].name, f"of its agent: {problem}"))
     return agent
 

@@ -10,6 +10,7 @@ legion: what could not be done is returned, to be told.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import struct
@@ -24,7 +25,7 @@ from lowsuper.legion import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
 MEMORY = 64 << 20
 MEMORY_OF_THREADS = 1 << 30  # of address space: each thread has a stack and an arena of its own
@@ -179,25 +180,35 @@ def keep_fds(fds: Iterable[int]) -> None:
     native.close_range(first)
 
 
-def confine(uid: int, gid: int, fds: Collection[int], *, threads: bool) -> list[str]:
+def _find_last_fd() -> int:
+    last = 2
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that has listed them
+            os.fstat(int(name))
+            last = max(last, int(name))
+    return last
+
+
+def confine(uid: int, gid: int, *, threads: bool) -> list[str]:
     """Give up all that is not needed; return what could not be given up, one phrase each.
+
+    Descriptors stay: see `keep_fds`, which comes first.
 
     Args:
         uid: whom to become, if we are root.
         gid: likewise; there are no other groups.
-        fds: descriptors that are kept.
         threads: threads will be started, which make connections.
 
     Raises:
         KernelError: what must not fail has failed.
     """
-    keep_fds(fds)
+    assert len(os.listdir("/proc/self/task")) == 1, "a thread would keep what it has"
     problems = _drop_privileges(uid, gid)
     prctl.set_dumpable(0)
     prctl.set_no_new_privs(1)
     # Lost at a change of the uid, and so not before.
     prctl.set_pdeathsig(SIGKILL)
-    _set_limits(max(fds, default=2), threads=threads, alone=not problems)
+    _set_limits(threads=threads, alone=not problems)
     problems += _filter(threads=threads)
     return problems
 
@@ -237,11 +248,10 @@ def _drop_capabilities() -> None:
         raise KernelError("capset", error.errno or 0) from None
 
 
-def _set_limits(last_fd: int, *, threads: bool, alone: bool) -> None:
+def _set_limits(*, threads: bool, alone: bool) -> None:
     """Set limits of what it may use.
 
     Args:
-        last_fd: the highest descriptor.
         threads: it has threads.
         alone: nobody else is this user.
     """
@@ -251,7 +261,7 @@ def _set_limits(last_fd: int, *, threads: bool, alone: bool) -> None:
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_AS: memory,
-        resource.RLIMIT_NOFILE: last_fd + 1 + (MOST_FDS if threads else 0),
+        resource.RLIMIT_NOFILE: _find_last_fd() + 1 + (MOST_FDS if threads else 0),
     }
     if alone:
         limits[resource.RLIMIT_NPROC] = MOST_THREADS if threads else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from errno import EAGAIN, EINTR, EINVAL, ENOBUFS, EPERM
+from errno import EAGAIN, EINTR, EINVAL, ENOBUFS, ENODEV, EPERM
 
 from lowsuper.errors import KernelError
 from lowsuper.legion import libc
@@ -66,8 +66,8 @@ def _find_link(name: str, endpoint: Endpoint) -> int:
         return int(name)
     try:
         return socket.if_nametoindex(name)
-    except OSError as error:
-        raise KernelError("if_nametoindex", error.errno or 0, endpoint.text) from None
+    except OSError:
+        raise KernelError("if_nametoindex", ENODEV, endpoint.text) from None
 
 
 def drop_strangers(first_bytes: tuple[int, ...]) -> bytes:
@@ -97,7 +97,9 @@ class Port:
         """
         assert legion.address is not None, "etcd has no port"
         self._legion, self._endpoint = legion, legion.address
-        self.addresses = {node: find_address(node) for node in legion.nodes}
+        # Later there may be no right to look for a link.
+        self._address = find_address(self._endpoint)
+        self._addresses = {node: find_address(node) for node in legion.nodes}
         families = {is_ipv6(node) for node in legion.nodes} | {is_ipv6(self._endpoint)}
         self._sockets = {family: _make(family) for family in sorted(families)}
         self._main = self._sockets[is_ipv6(self._endpoint)]
@@ -131,8 +133,7 @@ class Port:
         Raises:
             KernelError: why not.
         """
-        endpoint, main = self._endpoint, self._main
-        address = find_address(endpoint)
+        endpoint, main, address = self._endpoint, self._main, self._address
         if not self._is_bound:
             try:
                 main.bind(address)
@@ -166,11 +167,6 @@ class Port:
         """Return the descriptor that is readable when a packet has come."""
         return self._main.fileno()
 
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """All descriptors."""
-        return tuple(each.fileno() for each in self._sockets.values())
-
     def receive(self) -> tuple[bytes, str] | None:
         """Return a datagram and where it is from; None: there is none.
 
@@ -188,15 +184,10 @@ class Port:
     def send(self, endpoint: Endpoint, datagram: bytes) -> int:
         """Send a datagram to a node, without waiting; return 0, or the errno."""
         try:
-            self._sockets[is_ipv6(endpoint)].sendto(datagram, self.addresses[endpoint])
+            self._sockets[is_ipv6(endpoint)].sendto(datagram, self._addresses[endpoint])
         except OSError as error:
             return ENOBUFS if error.errno == EAGAIN else error.errno or EPERM
         return 0
-
-    def close(self) -> None:
-        """Close the sockets."""
-        for each in self._sockets.values():
-            each.close()
 
 
 def format_address(address: Address) -> str:

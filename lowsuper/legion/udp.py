@@ -100,7 +100,6 @@ class UdpLegion:
             KernelError: the socket cannot be made.
             UnsupportedError: its cipher is not to be had.
         """
-        self.name = legion.name
         self.is_over = False
         self._legion, self._say = legion, say
         self._seal = make_seal(legion)
@@ -114,18 +113,9 @@ class UdpLegion:
         self._known: dict[int, Ns] = {}  # packets that came lately, and when a repetition is none
         self._rejected, self._rejection, self._blame_at = 0, "", Ns(0)
 
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """All its descriptors."""
-        return self._port.fds
-
     def fileno(self) -> int:
         """Return the descriptor that is readable when `take` has something to do."""
         return self._port.fileno()
-
-    def close(self) -> None:
-        """Close the sockets."""
-        self._port.close()
 
     def next_wake(self) -> Ns:
         """Return when `wake` has something to do, CLOCK_BOOTTIME."""
@@ -172,7 +162,7 @@ class UdpLegion:
             try:
                 received = self._port.receive()
             except OSError as error:
-                self._tell(f"receive: {error.strerror}")
+                self._reject(f"could not be received: {error.strerror}", "somebody")
                 return
             if received is None:
                 return
@@ -210,7 +200,7 @@ class UdpLegion:
         self._known.setdefault(digest, Ns(now if heard.seq else now + TWICE))
         if len(self._known) > MOST_KNOWN:
             del self._known[next(iter(self._known))]
-        if heard.legion != self.name or heard.uuid == self._rules.uuid:
+        if heard.legion != self._legion.name or heard.uuid == self._rules.uuid:
             return
         scroll = _cut_scroll(heard.scroll, self._legion.scroll_max_size)
         self._step(states.Heard(heard.replace(scroll=scroll)))
@@ -257,11 +247,11 @@ class UdpLegion:
             case states.WakeAt(at=at):
                 self._wake = at
             case states.Lease(until=until):
-                self._say(words.Lease(self.name, until))
+                self._say(words.Lease(self._legion.name, until))
             case states.Resign(until=until, why=why):
-                self._say(words.Resign(self.name, until, why))
+                self._say(words.Resign(self._legion.name, until, why))
             case states.Occur(event=event, member=member):
-                self._say(words.Occurred(self.name, event, self._describe(member)))
+                self._say(words.Occurred(self._legion.name, event, self._describe(member)))
             case states.Tell(text=text):
                 self._tell(text)
             case states.Show():
@@ -293,4 +283,4 @@ class UdpLegion:
         self._say(election.view(self._rules, self._node, now))
 
     def _tell(self, text: str) -> None:
-        self._say(words.Told(self.name, text))
+        self._say(words.Told(self._legion.name, text))
