@@ -46,6 +46,8 @@ MAY_IMPORT = {
     "legion.confine": "errors legion kernel.caps kernel.native",
     "legion.udp": "errors model record units legion",
     "legion.agent": "errors model record units legion",
+    "legion.etcd": "errors model record units legion",
+    "legion.gateway": "errors model units wire legion",
     "legion.cipher": "errors model legion",
     "legion.orders": "model record units wire",
     "jail": "backoff events model record report units",
