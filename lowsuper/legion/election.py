@@ -278,12 +278,14 @@ class _Turn:
         self.act(Tell(f"packets of {packet.name} are {late} old and not taken: see the clocks"))
 
     def _bury(self, packet: Packet, known: Member | None) -> None:
-        node = self.node
-        tomb = Tomb(packet.uuid, packet.seq, packet.unix, self.now + self.rules.tolerance)
-        tombs = (*(t for t in node.tombs if t.uuid != packet.uuid), tomb)[-MOST_TOMBS:]
-        self.node = node.replace(tombs=tombs)
+        until = self.now + self.rules.tolerance
+        self._entomb(Tomb(packet.uuid, packet.seq, packet.unix, until))
         if known is not None:
             self._remove(known, "said goodbye")
+
+    def _entomb(self, tomb: Tomb) -> None:
+        tombs = (*(t for t in self.node.tombs if t.uuid != tomb.uuid), tomb)[-MOST_TOMBS:]
+        self.node = self.node.replace(tombs=tombs)
 
     def _admit(self, packet: Packet, known: Member | None) -> None:
         """Take what a node says of itself."""
@@ -298,11 +300,13 @@ class _Turn:
             counts = counts or fresh >= 0
         else:
             promised = max(promised, self._guess_reached(packet))
+        # A uWSGI's packet that was sent again is as old as the first time.
+        again = not packet.seq and known is not None and packet.unix == known.unix
         member = Member(
             packet.valor,
             packet.name,
             packet.uuid,
-            self.now,
+            known.seen if again and known is not None else self.now,
             packet.unix,
             packet.lord,
             packet.checksum,
@@ -453,12 +457,16 @@ class _Turn:
         tolerance = self.rules.tolerance
         for member in self.node.members:
             if self.now - member.seen > tolerance:
+                if not member.seq:
+                    # What it said may be sent again for as long as it is not too old.
+                    until = self.now + self.rules.skew * SECOND
+                    self._entomb(Tomb(member.uuid, 0, member.unix, until))
                 if member.lord and not member.seq:
                     # If it is cut off it finds that out later than we do.
                     self._fade(self.now + self.rules.freq)
                 self._remove(member, f"nothing was heard of it for {format_duration(tolerance)}")
         node = self.node
-        if node.tombs and node.tombs[0].until < self.now:
+        if any(tomb.until < self.now for tomb in node.tombs):
             self.node = node.replace(tombs=tuple(t for t in node.tombs if t.until >= self.now))
         if node.sent and node.sent[0].at < self.now - tolerance:
             sent = tuple(s for s in node.sent if s.at >= self.now - tolerance)

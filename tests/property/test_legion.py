@@ -541,3 +541,12 @@ def test_lease_never_goes_back_while_a_lord_stays(seed):
     untils = [what.until for _, _, what in world.trace if isinstance(what, Lease)]
     assert len(untils) > 10
     assert all(earlier < later for earlier, later in pairwise(untils))
+
+
+def test_packet_of_a_dead_uwsgi_that_is_sent_again_does_not_keep_it_alive():
+    rules = Rules("l", 1, "a", 1, "0" * 36, 0, SECOND, 5 * SECOND, 60, SECOND)
+    packet = Packet("l", 9, 1000, "u", 2, "f" * 36)
+    node, _ = step(rules, Node(), Begin(), 0, 1000)
+    for second in range(1, 12):
+        node, _ = step(rules, node, Heard(packet), second * SECOND, 1000)
+        assert bool(node.members) == (second <= 6), "it is heard for the first time at 1 s"
