@@ -208,6 +208,8 @@ def test_suites_have_keys_of_their_own_though_the_secret_is_one():
             "does not decrypt: the secret, the cipher or the IV is another one",
         ),
     ],
+    # Of what is sealed each time anew, each process of the tests would make another name.
+    ids=lambda value: "data" if isinstance(value, bytes) else None,
 )
 def test_what_is_wrong_with_a_datagram_is_said(cipher, data, reason):
     with pytest.raises(ValueError, match=f"^{re.escape(reason)}$"):
