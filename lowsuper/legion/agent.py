@@ -246,8 +246,17 @@ def prepare(channel: Channel, orders: Orders) -> Agent:
             raise
     agent = Agent(channel, engines)
     threads = any(legion.etcd is not None for legion in orders.legions)
-    for problem in confine(orders.uid, orders.gid, threads=threads):
+
+    def tell(problem: str) -> None:
         channel.say(words.Told(orders.legions[0].name, f"of its agent: {problem}"))
+
+    try:
+        problems = confine(orders.uid, orders.gid, threads=threads)
+    except LowsuperError as error:
+        tell(str(error))
+        raise
+    for problem in problems:
+        tell(problem)
     return agent
 
 

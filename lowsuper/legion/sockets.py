@@ -189,6 +189,11 @@ class Port:
             return ENOBUFS if error.errno == EAGAIN else error.errno or EPERM
         return 0
 
+    def close(self) -> None:
+        """Close the sockets."""
+        for each in self._sockets.values():
+            each.close()
+
 
 def format_address(address: Address) -> str:
     """Return an address for a message."""

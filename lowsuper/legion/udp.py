@@ -27,8 +27,7 @@ AT_ONCE = 64
 
 TELL_EVERY = Ns(60 * SECOND)
 SHOW_EVERY = Ns(SECOND // 20)  # at most
-MOST_KNOWN = 4096
-TWICE = Ns(2 * SECOND)  # a packet of a uWSGI has whole seconds in it, and no number
+MOST_KNOWN = 1024
 MOST_SCROLL = 32768  # bytes; with what else is in a packet, it fits
 
 
@@ -110,12 +109,16 @@ class UdpLegion:
         self._problem = ""  # why it is not
         self._wake = self._show_at = self._shown = Ns(0)
         self._errors: dict[Endpoint, int] = {}
-        self._known: dict[int, Ns] = {}  # packets that came lately, and when a repetition is none
+        self._known: dict[int, None] = {}  # packets that came lately: what they had to say is said
         self._rejected, self._rejection, self._blame_at = 0, "", Ns(0)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when `take` has something to do."""
         return self._port.fileno()
+
+    def close(self) -> None:
+        """Close the socket; an agent leaves that to its end."""
+        self._port.close()
 
     def next_wake(self) -> Ns:
         """Return when `wake` has something to do, CLOCK_BOOTTIME."""
@@ -188,18 +191,19 @@ class UdpLegion:
         self._step(states.Begin())
 
     def _take(self, datagram: bytes, sender: str) -> None:
-        digest, now = hash(datagram), now_boot()
-        if now >= self._known.get(digest, now + 1):
+        digest = hash(datagram)
+        if digest in self._known:
             return  # a replay, or what came here by two ways
         try:
             heard = packet.decode(self._seal.open(datagram))
         except ValueError as error:
             self._reject(str(error), sender)
             return
-        # What a uWSGI says again within a second may be news, if it said something else meanwhile.
-        self._known.setdefault(digest, Ns(now if heard.seq else now + TWICE))
-        if len(self._known) > MOST_KNOWN:
-            del self._known[next(iter(self._known))]
+        if heard.seq:
+            # A uWSGI may mean what it says again: it has no numbers, and seconds are long.
+            self._known[digest] = None
+            if len(self._known) > MOST_KNOWN:
+                del self._known[next(iter(self._known))]
         if heard.legion != self._legion.name or heard.uuid == self._rules.uuid:
             return
         scroll = _cut_scroll(heard.scroll, self._legion.scroll_max_size)

@@ -34,6 +34,7 @@ from networks import Host
 from lowsuper.legion import words
 from lowsuper.legion.cipher import make_seal
 from lowsuper.legion.packet import Packet, encode
+from lowsuper.legion.udp import AT_ONCE, UdpLegion
 from lowsuper.units import SECOND
 
 GROUP, GROUP6 = "225.1.1.1", "ff15::91"
@@ -357,7 +358,7 @@ def test_secret_is_in_no_place_that_others_can_read(agents):
 
 
 AS_NOBODY = """
-import os, sys
+import os, prctl, sys
 from lowsuper.legion import agent
 from lowsuper.legion.cipher import make_seal
 from lowsuper.model import Legion, Origin
@@ -366,6 +367,7 @@ make_seal(Legion("", Origin("", 0, "", ""), cipher="aes-256-gcm"))
 os.setgroups([])
 os.setresgid({0}, {0}, {0})
 os.setresuid({0}, {0}, {0})
+prctl.set_dumpable(1)  # as who has always been that user
 sys.exit(agent.main())
 """
 
@@ -382,6 +384,7 @@ def test_agent_that_is_not_root_says_so_and_works(agents):
     assert f"of its agent: it is not root, and stays the user {NOBODY}" in low.told()
     assert low.status("NoNewPrivs") == "1"
     assert int(low.status("CapEff"), 16) == 0
+    assert os.stat(f"/proc/{low.pid}/mem").st_uid == 0
 
 
 CONFINED = """
@@ -565,18 +568,21 @@ def test_replays_do_not_keep_a_uwsgi_that_is_gone(agents, attacker):
     agents.wait(lambda: send_and_see("node-left"), timeout=8)
 
 
-@pytest.mark.parametrize(
-    "change", [{"legion": "mail"}, {"uuid": "own"}], ids=["another legion", "its own"]
-)
-def test_packets_of_others_and_its_own_are_no_news(agents, attacker, change):
+@pytest.mark.parametrize("what", ["another legion", "its own", "no packet at all"])
+def test_packets_of_others_and_its_own_are_no_news(agents, attacker, what):
     address, other = free_ports(*LOOPBACK[:2])
     legion = make_legion(address, (other,), cipher="aes-256-cbc")
     agent = agents.start(legion)
     agents.wait(lambda: agent.of(words.View))
-    if "uuid" in change:
-        change = {"uuid": agent.uuid}
     mallory = attacker(legion)
-    mallory.send(mallory.make(**change))
+    match what:
+        case "another legion":
+            mallory.send(mallory.make(legion="mail"))
+        case "its own":
+            mallory.send(mallory.make(uuid=agent.uuid))
+        case _:
+            mallory.send(b"GET / HTTP/1.0\r\n\r\n")
+            mallory.send(b"")
     mallory.send(b"m????")  # it has taken the one before when it tells of this one
     agents.wait(lambda: len(agent.told()) == 2)
     assert "is not as long as it says" in agent.told()[1]
@@ -653,6 +659,40 @@ def end_flood(process: subprocess.Popen) -> int:
     """Return how many packets a second it has sent."""
     output, _ = process.communicate(b"x", timeout=DEADLINE)
     return int(output)
+
+
+def test_turn_takes_no_more_packets_than_others_can_wait_for(attacker):
+    (address,) = free_ports(LOOPBACK[0])
+    legion = make_legion(address, (), quorum=0)
+    said = []
+    engine = UdpLegion(legion, "node", 1, 0, said.append)
+    engine.wake(now())
+    mallory = attacker(legion)
+    for _ in range(3 * AT_ONCE):
+        mallory.send(mallory.make(legion="mail"))
+    engine.take()
+    with socket.socket(fileno=os.dup(engine.fileno())) as sock:
+        left = len(hear_all(sock))
+    engine.close()
+    assert left == 2 * AT_ONCE
+
+
+@needs_root
+def test_root_that_lacks_capabilities_gives_up_what_it_has(agents):
+    first, second = free_ports(*LOOPBACK[:2])
+    prefix = ("setpriv", "--bounding-set", "-setpcap")
+    agent = agents.start(make_legion(first, (second,)), prefix=prefix)
+    agents.wait(lambda: "setup" in agent.occurred())
+    (told,) = (text for text in agent.told() if text.startswith("of its agent: "))
+    assert "its bounding set stays" in told
+    assert agent.status("Uid").split() == [str(UID)] * 4
+    assert int(agent.status("CapPrm"), 16) == int(agent.status("CapEff"), 16) == 0
+    assert agent.status("Seccomp") == "2"
+    prefix = ("setpriv", "--bounding-set", "-setuid")
+    agent = agents.start(make_legion(first, (second,)), prefix=prefix)
+    agents.wait(lambda: agent.is_closed)
+    assert agent.wait() == 1
+    assert agent.told() == [f"of its agent: setresuid {UID}:{UID}: Operation not permitted"]
 
 
 # With uWSGI.
