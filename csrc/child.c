@@ -460,13 +460,14 @@ static void drop_sigpipe(void)
 
 /*
  * Where the master left room for it: the number that this process has where it is, for
- * sd_watchdog_enabled(3). In a pid namespace nobody but we can know it.
+ * sd_watchdog_enabled(3) and sd_listen_fds(3). In a pid namespace nobody but we can know it.
  */
-static void fill_watchdog_pid(char **envp)
+static void fill_pid(char **envp, const char *room)
 {
-	static const char room[] = "WATCHDOG_PID=0000000000";
-	const size_t start = sizeof "WATCHDOG_PID=" - 1;
+	size_t start = 0;
 
+	while (room[start] != '=')
+		start++;
 	for (; *envp; envp++) {
 		char *text = *envp, digits[12];
 		size_t i = 0, count = 0;
@@ -477,7 +478,7 @@ static void fill_watchdog_pid(char **envp)
 			continue;
 		for (pid_t pid = getpid(); pid; pid /= 10)
 			digits[count++] = (char)('0' + pid % 10);
-		for (i = start; count; i++)
+		for (i = start + 1; count; i++)
 			text[i] = digits[--count];
 		text[i] = '\0';
 	}
@@ -498,7 +499,8 @@ static int step_execve(struct task *task, int32_t *arg)
 
 	if (write_record(task, LOWSUPER_STEP_EXECVE, 0, 0))
 		drop_sigpipe(); /* the master died, and this daemon may live on without it */
-	fill_watchdog_pid(task->envp);
+	fill_pid(task->envp, "WATCHDOG_PID=0000000000");
+	fill_pid(task->envp, "LISTEN_PID=0000000000");
 	/* All were blocked since stage 1. From here on a signal ends this process as the daemon. */
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof none);
 	for (uint32_t i = 0; i < task->plan->programs; i++) {

@@ -109,6 +109,20 @@ class Output(Record):
     fd: int = -1  # of a file that is open already, out of reach of who starts the daemon
 
 
+class EnvChange(Record):
+    """One change of an environment, in file order."""
+
+    name: str
+    value: str | None  # None: remove it
+
+
+class Listen(Record):
+    """A socket that a daemon finds open."""
+
+    endpoint: Endpoint
+    name: str = ""  # by which the daemon knows it; "": the daemon's
+
+
 class DaemonSpec(Record):
     """One daemon, as configured. Its name is unique in the configuration."""
 
@@ -161,6 +175,10 @@ class DaemonSpec(Record):
     no_new_privs: bool = False  # nothing that it executes gains privileges
     caps: tuple[int, ...] | None = None  # that it keeps; None: those of its user
     cgroup: tuple[CgroupSetting, ...] = ()  # of its leaf; a later one of the same file counts
+    env: tuple[EnvChange, ...] = ()  # its own, after all others
+    envfile: tuple[str, ...] = ()  # read at each start; - before one that need not be there
+    clean_env: bool = False  # nothing of the master's environment
+    listen: tuple[Listen, ...] = ()  # sockets that the master opens and keeps for it
     legion: str | None = None  # it runs only while this node is the lord of that legion
 
 
@@ -285,13 +303,6 @@ class Legion(Record):
     def is_modern(self) -> bool:
         """Whether packets are authenticated, and only lowsuper understands them."""
         return self.cipher in ("aes-256-gcm", "chacha20-poly1305")
-
-
-class EnvChange(Record):
-    """One change of the environment, in file order."""
-
-    name: str
-    value: str | None  # None: remove it
 
 
 # What a hook does.

@@ -198,6 +198,7 @@ def build_plan(
     fds: tuple[FdSource, ...] = (),
     limits: tuple[Limit, ...] = (),
     log: str | None = None,
+    own: Sequence[EnvChange] = (),
 ) -> SpawnPlan:
     """Return the plan that runs `command`.
 
@@ -212,9 +213,11 @@ def build_plan(
         fds: its descriptors; all others are closed.
         limits: resource limits to set.
         log: absolute path of what LOG_FD among `fds` stands for.
+        own: changes of the environment that come after all others.
     """
     if identity is not None and identity.name:
         env = Environment(env.variables | identity_variables(identity))
+    env = change_environment(env, own)
     program = command.argv[0]
     programs = (program,) if "/" in program else tuple(f"{place}/{program}" for place in env.path)
     return SpawnPlan(
@@ -273,6 +276,32 @@ def isolate(plan: SpawnPlan, spec: DaemonSpec) -> SpawnPlan:
         no_new_privs=spec.no_new_privs,
         caps=None if spec.caps is None else sum(1 << cap for cap in set(spec.caps)),
     )
+
+
+FIRST_LISTEN_FD = 3
+
+
+def add_sockets(plan: SpawnPlan, fds: Sequence[int], names: Sequence[str]) -> SpawnPlan:
+    """Return a plan with listening sockets as sd_listen_fds_with_names(3) finds them.
+
+    Args:
+        plan: of a daemon.
+        fds: the sockets.
+        names: of each.
+    """
+    if not fds:
+        return plan
+    found = (
+        b"LISTEN_FDS=%d" % len(fds),
+        b"LISTEN_FDNAMES=" + encode(":".join(names)),
+        b"LISTEN_PID=0000000000",  # the helper fills it in: csrc/child.c
+    )
+    rest = tuple(text for text in plan.envp if text.partition(b"=")[0] not in _LISTEN_VARIABLES)
+    sources = tuple(FdSource(FIRST_LISTEN_FD + i, fd) for i, fd in enumerate(fds))
+    return plan.replace(envp=(*rest, *found), fds=(*plan.fds, *sources))
+
+
+_LISTEN_VARIABLES = (b"LISTEN_FDS", b"LISTEN_FDNAMES", b"LISTEN_PID")
 
 
 def encode(text: str) -> bytes:

@@ -11,7 +11,7 @@ from lowsuper.config.expand import has_unknown, suggest
 from lowsuper.config.logic import is_block_line
 from lowsuper.config.pidfiles import find_clashes
 from lowsuper.errors import ConfigError
-from lowsuper.model import EnvChange, MasterSpec, Problem
+from lowsuper.model import EnvChange, Listen, MasterSpec, Problem
 from lowsuper.units import parse_bool, parse_duration, parse_mode
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lowsuper.config.dialect import Option, Reading
     from lowsuper.config.legion import LegionBuilder
     from lowsuper.config.options import OptionRow
-    from lowsuper.model import ControlRule, DaemonSpec, Hook, Origin
+    from lowsuper.model import ControlRule, DaemonSpec, Endpoint, Hook, Origin
 
 DEFAULT_LOG_DATE = "%a %b %e %H:%M:%S %Y"
 """What `log-date` without a format means: ctime(3)'s."""
@@ -49,6 +49,8 @@ class Builder:
         self._lists: dict[str, list[str]] = {}
         self._hooks: list[tuple[str, Hook]] = []
         self._env: list[EnvChange] = []
+        self._sockets: list[Option] = []  # each `socket`
+        self._socket_place = 0  # of what there is to say of it, among the problems
         self._late_env: list[EnvChange] = []
         self._origins: list[Origin] = []
         self._noticed: set[str] = set()
@@ -126,6 +128,8 @@ class Builder:
             spec = self._add_cgroup(spec)
         if self._legions is not None or any(each.legion is not None for each in daemons):
             spec = self._legion_builder.finish(spec)
+        spec = self._bind_sockets(spec)
+        self._judge_listen(spec)
         self._require_root(spec)
         if spec.caps is not None and not spec.master_as_root:
             self._require_caps(spec)
@@ -183,12 +187,57 @@ class Builder:
 
     def _notice_ignored(self, option: Option) -> None:
         if option.name in self._noticed:
+            if option.name == "socket":
+                self._sockets.append(option)
             return
         self._noticed.add(option.name)
         if option.name == "socket":
-            self._warn(option, "binds only if a daemon asks for it")
+            self._sockets.append(option)
+            self._socket_place = len(self._problems)
         else:
             self._warn(option, _FOR_APPLICATIONS)
+
+    def _bind_sockets(self, spec: MasterSpec) -> MasterSpec:
+        """Give the addresses of `socket` to daemons that ask for them; else say that it is idle."""
+        askers = [
+            daemon
+            for daemon in spec.daemons
+            if any(each.endpoint.kind == keys.SOCKET for each in daemon.listen)
+        ]
+        if not askers:
+            if self._sockets:
+                reason = "binds only if a daemon asks for it"
+                idle = Problem(self._sockets[0].origin, reason, is_error=False)
+                self._problems.insert(self._socket_place, idle)
+            return spec
+        found: list[Endpoint] = []
+        from lowsuper.config.stats import parse_endpoint
+
+        for option in self._sockets:
+            try:
+                found.append(parse_endpoint(option.value))
+            except ValueError as error:
+                self._fault(option, str(error))
+        if not self._sockets:
+            for daemon in askers:
+                origin = self._daemons.find_origin(daemon.name, "listen")
+                reason = "asks for the addresses of socket, and there is no such option"
+                self._problems.append(Problem(origin, reason, daemon.name, "add socket = ADDRESS"))
+        changed = {daemon.name: _replace_sockets(daemon, found) for daemon in askers}
+        daemons = tuple(changed.get(daemon.name, daemon) for daemon in spec.daemons)
+        return spec.replace(daemons=daemons)
+
+    def _judge_listen(self, spec: MasterSpec) -> None:
+        """Refuse a descriptor that is to be two things."""
+        for daemon in spec.daemons:
+            ready = daemon.ready
+            if not daemon.listen or ready is None or ready.kind != "fd":
+                continue
+            last = 2 + len(daemon.listen)
+            if int(ready.target) <= last:
+                origin = self._daemons.find_origin(daemon.name, "ready")
+                reason = f"the descriptors from 3 to {last} are those of listen"
+                self._problems.append(Problem(origin, reason, daemon.name, f"use fd:{last + 1}"))
 
     def _warn_unused(self, option: Option) -> None:
         first, blank, rest = option.name.partition(" ")
@@ -505,6 +554,16 @@ def hide_secret(row: OptionRow, option: Option) -> Option:
 
     shown = redact(row.names[0], option.origin.value)
     return option.replace(origin=option.origin.replace(value=shown))
+
+
+def _replace_sockets(daemon: DaemonSpec, found: list[Endpoint]) -> DaemonSpec:
+    listen: list[Listen] = []
+    for each in daemon.listen:
+        if each.endpoint.kind == keys.SOCKET:
+            listen += (Listen(endpoint, each.name) for endpoint in found)
+        else:
+            listen.append(each)
+    return daemon.replace(listen=tuple(listen))
 
 
 def has_order(daemon: DaemonSpec) -> bool:

@@ -8,7 +8,6 @@ from lowsuper.config.expand import has_unknown, suggest
 from lowsuper.config.keyval import parse_items, unquote
 from lowsuper.config.pidfiles import SmartLineError, parse_smart
 from lowsuper.model import DaemonSpec, Origin, Problem
-from lowsuper.units import parse_bool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ class DaemonBuilder:
             return
         key = keys.find_key(option.name)
         if key is None:
-            self._refuse(draft, option.origin, option.name, "", wants=option.value)
+            self._refuse(draft, option.origin, option.name, "")
         elif option.bare and not key.is_flag:
             draft.origins[key.field] = option.origin
             self._fault(draft, option.origin, "needs a value")
@@ -217,7 +216,7 @@ class DaemonBuilder:
         key = keys.find_key(item.key)
         if key is None:
             advice = _COMMA_ADVICE if in_command else ""
-            self._refuse(draft, origin, item.key, advice, wants=item.value)
+            self._refuse(draft, origin, item.key, advice)
             return in_command
         if item.value is None and not key.is_flag:
             draft.origins[key.field] = origin
@@ -241,15 +240,8 @@ class DaemonBuilder:
             parsed = (*_parts(draft.fields.get(key.field, ())), *_parts(parsed))
         draft.fields[key.field] = parsed
 
-    def _refuse(
-        self, draft: _Draft, origin: Origin, name: str, advice: str, *, wants: str | None
-    ) -> None:
+    def _refuse(self, draft: _Draft, origin: Origin, name: str, advice: str) -> None:
         """Say what is wrong with a key that is not in the table."""
-        if keys.is_later(name):
-            if keys.normalize(name) in keys.LATER_FLAGS and _is_off(wants):
-                return
-            self._fault(draft, origin, "is not available in this version of lowsuper")
-            return
         near = suggest(keys.normalize(name), keys.list_names())
         both = "; or ".join(text for text in (near, advice) if text)
         self._fault(draft, origin, "a daemon has no such key", both)
@@ -275,13 +267,6 @@ def _command_of(draft: _Draft) -> Command:
 
 def _parts(value: object) -> tuple[object, ...]:
     return value if isinstance(value, tuple) else ()
-
-
-def _is_off(value: str | None) -> bool:
-    try:
-        return value is not None and not parse_bool(value)
-    except ValueError:
-        return False
 
 
 def _label(draft: _Draft) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lowsuper import units
 from lowsuper.command import parse_command
+from lowsuper.model import Endpoint, EnvChange, Listen
 from lowsuper.record import Record
 
 TYPE_CHECKING = False
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 NAME_LENGTH = 64
 """The longest name of a daemon or an instance, in bytes: it becomes a directory's name."""
+
+SOCKET = "socket"
+"""As an address of `listen`: those of the option `socket`."""
 
 _NAME_MARKS = "-_.@:+"
 
@@ -111,6 +115,51 @@ def parse_pidfile(text: str) -> str:
     if path.rpartition("/")[2] in ("", ".", ".."):
         raise ValueError("names a directory, not a file")
     return path
+
+
+def parse_env(text: str) -> tuple[EnvChange, ...]:
+    """Return what `NAME=value` asks for.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not is_variable(name) or "\0" in value:
+        raise ValueError("is not NAME=value")
+    return (EnvChange(name, value),)
+
+
+def is_variable(name: str) -> bool:
+    """Tell whether a text is fit for the name of an environment variable."""
+    return bool(name) and not any(char in "=\0" or char.isspace() for char in name)
+
+
+def parse_envfile(text: str) -> tuple[str, ...]:
+    """Return a path, with its `-` if it has one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    _parse_text(text.removeprefix("-"))
+    return (text,)
+
+
+def parse_listen(text: str) -> tuple[Listen, ...]:
+    """Return what `ADDRESS [NAME]` asks for; `socket` for those of the option of that name.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    from lowsuper.config.stats import parse_endpoint
+
+    address, _, name = text.strip().partition(" ")
+    name = name.strip()
+    if name and (":" in name or not name.isascii() or not name.isprintable() or " " in name):
+        raise ValueError(f"has a name, {name!r}, that holds something else than ASCII, or a colon")
+    if address == SOCKET:
+        return (Listen(Endpoint(address, SOCKET, ""), name),)
+    return (Listen(parse_endpoint(address), name),)
 
 
 def parse_patience(text: str) -> units.Ns:
@@ -327,6 +376,18 @@ KEYS = (
         "with a pidfile: signal it at stop and reload",
         True,
     ),
+    Key(("env",), parse_env, "env", "NAME=value, a variable of its environment", adds=True),
+    Key(
+        ("envfile",), parse_envfile, "envfile", "file of such lines, read at each start", adds=True
+    ),
+    Key(
+        ("clean_env",),
+        units.parse_bool,
+        "clean_env",
+        "nothing of lowsuper's own environment",
+        True,
+    ),
+    Key(("listen",), parse_listen, "listen", "ADDRESS [NAME] that it finds open", adds=True),
     Key(("type",), parse_type, "kind", "simple, or oneshot: does something once, and ends"),
     Key(("groups",), parse_names, "groups", "names to address it by with others", adds=True),
     Key(
@@ -451,11 +512,6 @@ KEYS = (
 NAMES = {name: key for key in KEYS for name in key.names}
 """Every name of a daemon key."""
 
-_LATER_NAMES = "env envfile clean_env listen"
-_LATER = frozenset(_LATER_NAMES.split())
-LATER_FLAGS = frozenset(("clean_env",))
-"""Keys of later versions that may stand without "="."""
-
 
 def normalize(name: str) -> str:
     """Return a key's name with underscores for hyphens."""
@@ -467,11 +523,6 @@ def find_key(name: str) -> Key | None:
     return NAMES.get(normalize(name))
 
 
-def is_later(name: str) -> bool:
-    """Tell whether a key belongs to a later version and is refused."""
-    return normalize(name) in _LATER
-
-
 def list_names() -> list[str]:
     """Return every known name, for suggestions."""
-    return [*NAMES, *_LATER]
+    return list(NAMES)

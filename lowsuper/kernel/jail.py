@@ -153,6 +153,10 @@ PRELOAD_ATTENDANCE = ("lowsuper.kernel.attendance",)
 PRELOAD_CAPS = ("lowsuper.kernel.caps",)
 PRELOAD_DROP = ("traceback",)
 PRELOAD_USERS = ("difflib",)
+PRELOAD_ENVFILE = ("lowsuper.kernel.envfile",)
+PRELOAD_LISTEN = ("lowsuper.kernel.sockets",)
+PRELOAD_KEYS = {"pidfile": PRELOAD_SMART, "envfile": PRELOAD_ENVFILE, "listen": PRELOAD_LISTEN}
+"""By the keys of daemons that need them."""
 PRELOAD_JSON = ("lowsuper.wire",)
 
 
@@ -1055,27 +1059,26 @@ def close_all_but(fds: tuple[int, ...]) -> None:
 
 def preload(spec: MasterSpec) -> None:
     """Import all that the master of a configuration may want when it is in the jail."""
-    names = list(PRELOAD)
-    if any(daemon.pidfile is not None for daemon in spec.daemons):
-        names += PRELOAD_SMART
-    if spec.hooks:
-        names += PRELOAD_HOOKS
-    if spec.procname_master or spec.auto_procname:
-        names += PRELOAD_TITLE
-    if spec.caps is not None and not spec.master_as_root:
-        names += (*PRELOAD_CAPS, *PRELOAD_DROP)
-    if (spec.user is not None or spec.group is not None) and not spec.master_as_root:
-        names += PRELOAD_DROP
-    if spec.user or spec.group or any(each.user or each.group for each in spec.daemons):
-        names += PRELOAD_USERS
-    if spec.log_format == "json":
-        names += PRELOAD_JSON
     from lowsuper.kernel.world import is_attended
 
-    if any(map(is_attended, spec.daemons)):
-        names += PRELOAD_ATTENDANCE
-    for name in names:
-        __import__(name)
+    drops = (spec.user is not None or spec.group is not None) and not spec.master_as_root
+    caps = spec.caps is not None and not spec.master_as_root
+    users = spec.user or spec.group or any(each.user or each.group for each in spec.daemons)
+    wanted = [
+        (True, PRELOAD),
+        (spec.hooks, PRELOAD_HOOKS),
+        (spec.procname_master or spec.auto_procname, PRELOAD_TITLE),
+        (caps, PRELOAD_CAPS),
+        (caps or drops, PRELOAD_DROP),
+        (users, PRELOAD_USERS),
+        (spec.log_format == "json", PRELOAD_JSON),
+        (any(map(is_attended, spec.daemons)), PRELOAD_ATTENDANCE),
+    ]
+    for field, names in PRELOAD_KEYS.items():
+        wanted.append((any(getattr(each, field) for each in spec.daemons), names))
+    for is_wanted, names in wanted:
+        for name in names if is_wanted else ():
+            __import__(name)
 
 
 def seal() -> None:

@@ -71,7 +71,13 @@ class Listener:
     __slots__ = ("_dir_fd", "_made", "_name", "fd", "socket")
 
     def __init__(
-        self, option: str, endpoint: Endpoint, mode: int | None, owner: tuple[int, int]
+        self,
+        option: str,
+        endpoint: Endpoint,
+        mode: int | None,
+        owner: tuple[int, int],
+        *,
+        backlog: int = BACKLOG,
     ) -> None:
         """Listen.
 
@@ -80,6 +86,7 @@ class Listener:
             endpoint: where.
             mode: of the file; None: as the umask is.
             owner: user and group of the file; -1: who makes it.
+            backlog: how many may wait to be let in.
 
         Raises:
             KernelError: it cannot be had.
@@ -103,7 +110,7 @@ class Listener:
             else:
                 self.socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
                 self.socket.bind((endpoint.host, endpoint.port))
-            self.socket.listen(BACKLOG)
+            self.socket.listen(backlog)
         except OSError as error:
             self.close()
             advice = error.advice if isinstance(error, KernelError) else ""
@@ -146,13 +153,13 @@ class Listener:
             return False
         return (status.st_dev, status.st_ino) == self._made
 
-    def close(self) -> None:
-        """Listen no more; remove the file, if it is still this one and we may."""
+    def close(self, *, remove: bool = True) -> None:
+        """Listen no more; remove the file, if that is wanted, it is still this one, and we may."""
         self.socket.close()
         if self._dir_fd < 0:
             return
         try:
-            if self._name and self.is_there():
+            if remove and self._name and self.is_there():
                 os.unlink(self._name, dir_fd=self._dir_fd)
         except OSError as error:
             # Whoever dropped privileges leaves it; the next master replaces it.

@@ -45,9 +45,12 @@ from lowsuper.kernel.surroundings import Surroundings
 from lowsuper.kernel.watch import Watcher
 from lowsuper.model import ChangeDirectory, SetVariable
 from lowsuper.plan import (
+    DEFAULT_PATH,
     EXEC,
+    Environment,
     FdSource,
     Limit,
+    add_sockets,
     build_plan,
     isolate,
 )
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.peer import Peer, Rights
     from lowsuper.kernel.setns import Share
     from lowsuper.kernel.smart import SmartLife
+    from lowsuper.kernel.sockets import Sockets
     from lowsuper.kernel.stats import Stats
     from lowsuper.kernel.tail import Follower
     from lowsuper.machine import State
@@ -96,6 +100,7 @@ class World:
 
     # Until there is a need for them:
     _smart: Governor | None = None
+    _sockets: Sockets | None = None
     _attending: Attendance | None = None
     _runner: Hooks | None = None
     _logger: Logger | None = None
@@ -358,7 +363,7 @@ class World:
         self._loop.close()
 
     def _stop_serving(self) -> None:
-        for served in (self._share, self._stats):
+        for served in (self._share, self._stats, self._sockets):
             if served is not None:
                 served.close()
 
@@ -437,6 +442,8 @@ class World:
 
     def spawn(self, spec: DaemonSpec, run: RunId) -> SpawnFailed | None:
         """Start a program; what failed at once is returned, the rest comes as events."""
+        if spec.envfile:
+            self._plans.pop(spec.name, None)  # they are read at each start
         if spec.ready is None or spec.ready.kind != "fd":
             return self._spawn(spec, run)
         try:
@@ -570,14 +577,21 @@ class World:
         made = self._plans.get(spec.name)
         if made is not None and made[0] is spec:
             return made
-        master = self._supervisor.spec
+        master, own = self._supervisor.spec, spec.env
+        environment = self._surroundings.environment
+        if spec.clean_env:
+            environment = Environment({"PATH": DEFAULT_PATH})
+        if spec.envfile:
+            from lowsuper.kernel.envfile import read_envfiles
+
+            own = (*read_envfiles(spec, self._uid_of(spec)), *own)
         rung, role = self._domains.choose(spec, master)
         stdin = 0 if spec.stdin or master.daemons_honour_stdin else self._null_fd
         output, log_path = plan_output(spec, self._null_fd, self._logger)
         plan = build_plan(
             spec.name,
             spec.command,
-            self._surroundings.environment,
+            environment,
             role=role,
             new_pid_ns=spec.ns_pid,
             identity=self._identities.get(spec.name),
@@ -585,7 +599,11 @@ class World:
             fds=(FdSource(0, stdin), *output),
             limits=find_limits(self._limits, spec.limits) if spec.limits else self._limits,
             log=log_path,
+            own=own,
         )
+        if spec.listen:
+            names = [each.name or spec.name for each in spec.listen]
+            plan = add_sockets(plan, self._listen_sockets.open(spec), names)
         plan = isolate(plan, spec)
         if spec.pidfile is not None and role == EXEC:
             # A keeper is told to survive us later, when there is a record of it.
@@ -594,6 +612,15 @@ class World:
             plan = self._attendance.equip(spec, plan)
         made = self._plans[spec.name] = spec, plan, pack(plan), rung
         return made
+
+    @property
+    def _listen_sockets(self) -> Sockets:
+        """What daemons find open; without one it costs nothing, not even its import."""
+        if self._sockets is None:
+            from lowsuper.kernel.sockets import Sockets
+
+            self._sockets = Sockets()
+        return self._sockets
 
     def signal(self, name: str, run: RunId, signal: int, *, group: bool = True) -> None:
         """Send a signal to a daemon and, with `group`, its group; or to what it left behind."""
@@ -863,6 +890,8 @@ class World:
             for daemon in spec.daemons
             if daemon.pidfile is not None
         ]
+        if self._sockets is not None or any(daemon.listen for daemon in spec.daemons):
+            self._listen_sockets.use(spec, self._identities)
         if has_smart(spec):
             self._governor.use(spec, self._identities, self._surroundings.environment.path)
         for problem in self._watcher.replace(watched, pidfiles):

@@ -13,7 +13,6 @@ def test_every_key_has_a_field():
 def test_names_are_unique():
     names = [name for key in keys.KEYS for name in key.names]
     assert len(names) == len(set(names))
-    assert not any(keys.is_later(name) for name in names)
 
 
 def test_all_keys_of_uwsgi_are_known():
@@ -21,13 +20,12 @@ def test_all_keys_of_uwsgi_are_known():
         stopsignal stop_signal reloadsignal reload_signal stdin uid gid ns_pid chdir
         max_throttle notifypid legion"""
     for name in of_uwsgi.split():
-        assert (keys.find_key(name) is None) == keys.is_later(name)
+        assert keys.find_key(name) is not None
 
 
 def test_hyphen_and_underscore_are_alike():
     assert keys.find_key("ns-pid") is keys.find_key("ns_pid")
     assert keys.find_key("notify-pid") is keys.find_key("notifypid")
-    assert not keys.is_later("cgroup-memory")
 
 
 @pytest.mark.parametrize("name", ["web", "web-1", "a.b", "x@y:z+1", "_", "a" * 64])

@@ -72,6 +72,8 @@ MAY_IMPORT = {
     "kernel.caps": "errors units kernel.native",
     "kernel.legion": "errors events legion model plan record report units kernel",
     "kernel.stats": "chronicle control errors model stats supervisor units kernel",
+    "kernel.sockets": "errors model plan kernel",
+    "kernel.envfile": "errors model plan kernel",
     "kernel.setns": "errors model units kernel",
     "kernel.ways": "errors model record kernel",
     "kernel.phase": "errors events model plan report kernel",
