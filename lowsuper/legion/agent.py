@@ -222,11 +222,9 @@ def read_orders() -> Orders:
 def make_engine(legion: Legion, orders: Orders, patience: Ns, channel: Channel) -> Engine:
     """Return what elects in a legion; see UdpLegion."""
     if legion.etcd is not None:
-        from importlib import import_module  # its client takes long to import
+        from lowsuper.legion.etcd import EtcdLegion  # its client takes long to import
 
-        module = import_module("lowsuper.legion.etcd")
-        engine: Engine = module.EtcdLegion(legion, orders.name, patience, channel.say)
-        return engine
+        return EtcdLegion(legion, orders.name, patience, channel.say)
     return UdpLegion(legion, orders.name, orders.pid, patience, channel.say)
 
 
