@@ -203,6 +203,8 @@ def confine(uid: int, gid: int, *, threads: bool) -> list[str]:
         KernelError: what must not fail has failed.
     """
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would keep what it has"
+    if threads:
+        libc.load_unwinder()
     problems = _drop_privileges(uid, gid)
     prctl.set_dumpable(0)
     prctl.set_no_new_privs(1)

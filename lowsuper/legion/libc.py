@@ -5,6 +5,7 @@ By `ctypes`, which takes longer to import than a master may.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -33,6 +34,15 @@ class Program(ctypes.Structure):
     """A filter: struct sock_fprog, and the instructions that it points to."""
 
     _fields_ = (("count", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def load_unwinder() -> None:
+    """Load what the C library ends a thread with, and would else load when the first one is ended.
+
+    It kills the process if it cannot. See pthread_exit(3).
+    """
+    with contextlib.suppress(OSError):  # there is none with another C library than GNU's
+        ctypes.CDLL("libgcc_s.so.1")
 
 
 def make_program(code: bytes) -> Program:

@@ -35,6 +35,7 @@ from lowsuper.legion import words
 from lowsuper.legion.cipher import make_seal
 from lowsuper.legion.packet import Packet, encode
 from lowsuper.legion.udp import AT_ONCE, UdpLegion
+from lowsuper.model import Etcd, Legion, Origin
 from lowsuper.units import SECOND
 
 GROUP, GROUP6 = "225.1.1.1", "ff15::91"
@@ -180,6 +181,25 @@ def test_agent_of_two_legions_leaves_both(agents):
     agents.wait(lambda: agent.is_closed)
     assert agent.wait() == 0
     assert {each.legion for each in agent.of(words.Occurred, event="death")} == {"web", "mail"}
+
+
+def test_agent_with_threads_ends_in_order_whatever_they_wait_for(agents):
+    with socket.socket() as server:
+        # It takes connections, and never answers.
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        url = f"http://localhost:{server.getsockname()[1]}"
+        origin = Origin("", 0, "", "")
+        legion = Legion("web", origin, valor=1, etcd=Etcd((url,), 5 * SECOND))
+        agent = agents.start(legion)
+        assert select.select([server], [], [], DEADLINE)[0]
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(1)
+            agents.wait(lambda: agent.of(words.View))
+            agent.say(words.Quit())
+            agents.wait(lambda: agent.is_closed)
+            assert agent.wait() == 0
 
 
 def test_hook_that_fails_keeps_the_node_out(agents):
@@ -388,7 +408,7 @@ def test_agent_that_is_not_root_says_so_and_works(agents):
 
 
 CONFINED = """
-import ctypes, errno, mmap, os, socket, sys, threading
+import ctypes, errno, mmap, os, socket, sys, threading, time
 from lowsuper.legion.confine import confine
 problems = confine({uid}, {uid}, threads={threads})
 assert not problems, problems
@@ -431,6 +451,14 @@ for name, deed in {{
         print(name, errno.errorcode.get(getattr(error, "errno", None), "no"))
     else:
         print(name, "ok")
+
+def tick():
+    while True:
+        time.sleep(0.0001)
+
+# They are ended as they are, by the C library, when the interpreter ends.
+for _ in range({threads} * 8):
+    threading.Thread(target=tick, daemon=True).start()
 """
 
 ALONE = {
