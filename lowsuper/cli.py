@@ -49,7 +49,7 @@ Looks after the daemons of a uWSGI configuration file: starts, restarts, reloads
 A master that runs is asked, and told what to do, with these; VERB --help says more:
   status list why logs events tree legion wait is-active is-ready is-failed
   start stop restart try-restart signal reset-failed adopt
-  reload diff apply shutdown instances
+  reload diff apply shutdown instances completion
 
 Every option of a configuration file can be given on the command line:
   lowsuper --attach-daemon "memcached -p 11311 -u nobody"

@@ -108,6 +108,9 @@ VERBS = {
     "apply": Verb(MASTER, "act.apply", "change what differs, and leave the rest running"),
     "shutdown": Verb(MASTER, "act.shutdown", "stop everything", switches=("kill",)),
     "instances": Verb(MASTER, "show.instances", "the masters that run"),
+    "completion": Verb(
+        MASTER, "completion.write", "a script that completes all this in a shell", ONE, "SHELL"
+    ),
 }
 """All verbs, in the order of the help."""
 
@@ -278,6 +281,10 @@ def _load(module: str) -> ModuleType:
         from lowsuper.ctl import act
 
         return act
+    if module == "completion":
+        from lowsuper.ctl import completion
+
+        return completion
     from lowsuper.ctl import tree
 
     return tree
