@@ -285,6 +285,10 @@ def _load(module: str) -> ModuleType:
         from lowsuper.ctl import completion
 
         return completion
+    if module == "legion":
+        from lowsuper.ctl import legion
+
+        return legion
     from lowsuper.ctl import tree
 
     return tree

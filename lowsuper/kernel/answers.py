@@ -558,12 +558,28 @@ class MasterAnswers:
     def _ask(self, request: Request, connection: Connection) -> Job:
         self._require_running()
         names = yield from self._resolve(request)
+        if request.verb in ("start", "restart"):
+            names = self._leave_out_barred(names)
         states = self._supervisor.states
         runs = {name: control.run_of(states[name]) for name in names if name in states}
         who = f"uid {connection.peer.uid}"
         self._supervisor.post(Asked(request.verb, tuple(names), who))
         yield LATER
         yield answer(names=names, runs=runs)
+
+    def _leave_out_barred(self, names: list[str]) -> list[str]:
+        """Return those of the daemons that may run on this node.
+
+        Raises:
+            RequestError: there are none.
+        """
+        specs, lordships = self._supervisor.specs, self._supervisor.master.lordships
+        free = [name for name in names if specs[name].legion in (None, *lordships)]
+        if names and not free:
+            legion = specs[names[0]].legion
+            text = f"{names[0]}: this node is not the lord of the legion {legion}"
+            raise RequestError(NOT_POSSIBLE, text)
+        return free
 
     def _resolve(self, request: Request) -> Generator[bytes, None, list[str]]:
         """Give nothing but time; return the names of daemons that are meant."""
