@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 from masters import DEADLINE, NOBODY, needs_root
+from terminals import read_until
 
 UWSGI = os.environ.get("TEST_UWSGI") or shutil.which("uwsgi")
 OF_UWSGI = {
@@ -444,3 +450,61 @@ def test_client_that_waits_is_served_though_the_socket_is_made_again(masters, tm
     master.wait_line("made again")
     made.sendall(b"\r\n")
     assert b"200 OK" in read_all(made)
+
+
+# The tools that people read it with.
+
+
+def metrics_of(path):
+    """Return what Prometheus' own parser makes of a page: the value of each sample, with labels."""
+    parser = pytest.importorskip("prometheus_client.openmetrics.parser", reason="needs: it")
+    families = parser.text_string_to_metric_families(ask(path).partition(b"\r\n\r\n")[2].decode())
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_prometheus_reads_metrics(masters, tmp_path):
+    text = "[uwsgi]\nmetrics = {T}/m.sock\n[daemon:a:b]\ncommand = sleep 1000\n"
+    text += "[daemon:bad]\ncommand = sh -c 'exit 3'\nrestart = never\n"
+    master = masters.start(text)
+    found = wait_until(
+        lambda: (
+            (now := metrics_of(tmp_path / "m.sock")).get(("lowsuper_daemon_failed", "bad")) and now
+        )
+    )
+    assert found["lowsuper_daemon_up", "a:b"] == 1
+    assert found["lowsuper_daemon_up", "bad"] == 0
+    assert found["lowsuper_daemon_last_exit_code", "bad"] == 3
+    assert found["lowsuper_daemon_restarts_total", "a:b"] == 0
+    os.kill(master.pid_of("a:b"), signal.SIGKILL)
+    restarts = "lowsuper_daemon_restarts_total", "a:b"
+    wait_until(lambda: metrics_of(tmp_path / "m.sock")[restarts] == 1)
+
+
+UWSGITOP = shutil.which("uwsgitop", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.skipif(not UWSGITOP, reason="needs: uwsgitop")
+@pytest.mark.parametrize("kind", ["unix", "tcp", "http"])
+def test_uwsgitop_shows_the_master(masters, tmp_path, kind):
+    port = free_port()
+    address = str(tmp_path / "s.sock") if kind == "unix" else f"127.0.0.1:{port}"
+    head = "stats-http = true\n" if kind == "http" else ""
+    master = masters.start(f"{head}stats = {address}\nattach-daemon = sleep 1000\n")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 200, 0, 0))
+    command = [sys.executable, UWSGITOP, f"http://{address}/" if kind == "http" else address]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as top:
+        os.close(theirs)
+        try:
+            read_until(ours, f"masterpid: {master.pid}".encode())
+            os.write(ours, b"q")
+            assert top.wait(DEADLINE) == 0
+        finally:
+            top.kill()
+            os.close(ours)
