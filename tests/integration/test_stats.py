@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pty
@@ -12,10 +11,8 @@ import shutil
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -432,8 +429,9 @@ def test_socket_that_somebody_removed_is_made_again(masters, tmp_path, option):
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
         assert b"web" in ask(path)
     # What somebody else has put there stays.
-    path.unlink()
-    path.write_text("mine")
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    mine.replace(path)
     master.wait_line("s.sock was removed, and cannot be made again: .*something else than a socket")
     assert master.stop() == 0
     assert path.read_text() == "mine"
@@ -495,11 +493,9 @@ def test_uwsgitop_shows_the_master(masters, tmp_path, kind):
     head = "stats-http = true\n" if kind == "http" else ""
     master = masters.start(f"{head}stats = {address}\nattach-daemon = sleep 1000\n")
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 200, 0, 0))
+    env = {**os.environ, "TERM": "xterm", "LINES": "40", "COLUMNS": "250"}
     command = [sys.executable, UWSGITOP, f"http://{address}/" if kind == "http" else address]
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
-    ) as top:
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as top:
         os.close(theirs)
         try:
             read_until(ours, f"masterpid: {master.pid}".encode())
