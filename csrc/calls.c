@@ -55,6 +55,7 @@ const char *lowsuper_step_name(int step)
 		[LOWSUPER_STEP_MOUNTS] = "mounts",
 		[LOWSUPER_STEP_LOG] = "log",
 		[LOWSUPER_STEP_NETNS] = "netns",
+		[LOWSUPER_STEP_FENCE] = "fence",
 	};
 	_Static_assert(sizeof names / sizeof *names == LOWSUPER_STEP_COUNT, "a name per step");
 

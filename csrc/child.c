@@ -420,6 +420,20 @@ static int step_pdeathsig(struct task *task, int32_t *arg)
 	return -1;
 }
 
+/*
+ * What holds the deadline was told of it before this process was cloned. Race: the master, or we,
+ * may have been stopped since then, and the kill at the deadline may have found nobody; but we are
+ * in our domain by now, so either that kill is still to come, or this sees that it is too late.
+ */
+static int step_fence(struct task *task, int32_t *arg)
+{
+	(void)arg;
+	if (!task->head.fence_ns || boot_ns() < task->head.fence_ns)
+		return 0;
+	errno = ETIME;
+	return -1;
+}
+
 /* Late, so that it is not ours while we still open files. Never fails. See umask(2). */
 static int step_umask(struct task *task, int32_t *arg)
 {
@@ -556,6 +570,7 @@ static const struct step daemon_steps[] = {
 	{ LOWSUPER_STEP_PDEATHSIG, step_pdeathsig },
 	{ LOWSUPER_STEP_UMASK, step_umask },
 	{ LOWSUPER_STEP_SIGNALS, step_signals },
+	{ LOWSUPER_STEP_FENCE, step_fence },
 	{ LOWSUPER_STEP_EXECVE, step_execve },
 };
 

@@ -2,7 +2,8 @@
  * The guard outlives the master for a moment, to kill what must not: it waits for the master's
  * pidfd and then writes to cgroup.kill (Linux 5.14) of dumb/ and of the domains that it was given.
  * Domains may have a deadline that the master must renew; one that passes is killed even while the
- * master lives, which may hang. See cgroups(7), and the kernel's cgroup-v2 document.
+ * master lives, which may hang. Deadlines are of CLOCK_BOOTTIME: what a machine sleeps through
+ * counts. See cgroups(7), and the kernel's cgroup-v2 document.
  *
  * It has its descriptors from the start, so that it works after a pivot and after paths are gone.
  * Memory is bounded: a master that asks for more domains than fit is told so.
@@ -21,8 +22,9 @@
 #include <unistd.h>
 
 #include "helper.h"
+#include "syscalls.h"
 
-#define DOMAINS_MAX 256
+#define DOMAINS_MAX LOWSUPER_GUARD_DOMAINS_MAX
 #define DEPTH_MAX 16			/* of cgroups that a daemon made in its own */
 #define ROUNDS 5			/* of waiting for dumb/ to become empty... */
 #define ROUND_MS 1000			/* ...this long each */
@@ -39,19 +41,12 @@ struct guard {
 	int kill_fd;
 	int parent_fd;
 	const char *name;
+	int holds_fast;
 	struct pollfd master;		/* fd -1: it is dead, its deadlines are not */
 	struct pollfd control;
 	struct pollfd timer;
 	struct domain domains[DOMAINS_MAX];
 };
-
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 static void answer(const struct guard *guard, int32_t op, uint32_t id)
 {
@@ -90,11 +85,10 @@ static struct domain *find_free(struct guard *guard)
 	return NULL;
 }
 
-/* One timer for the earliest deadline; 0, none at all, disarms it. See timerfd_create(2). */
-static void arm(const struct guard *guard)
+/* One timer for the earliest deadline; 0, none at all, disarms it. */
+static void arm(struct guard *guard)
 {
 	int64_t first = 0;
-	struct itimerspec at = { .it_value = { 0 } };
 
 	for (int i = 0; i < DOMAINS_MAX; i++) {
 		const struct domain *domain = &guard->domains[i];
@@ -103,14 +97,49 @@ static void arm(const struct guard *guard)
 		    (!first || domain->deadline_ns < first))
 			first = domain->deadline_ns;
 	}
-	at.it_value.tv_sec = first / 1000000000;
-	at.it_value.tv_nsec = first % 1000000000;
-	timerfd_settime(guard->timer.fd, TFD_TIMER_ABSTIME, &at, NULL);
+	if (first && !guard->holds_fast) {
+		guard->holds_fast = 1;
+		hold_fast();
+	}
+	arm_timer(guard->timer.fd, first);
+}
+
+/* What the masters wrote; -1: it is no number. See xattr(7); in kernfs since Linux 3.7. */
+static int64_t adopted_until(int kill_fd)
+{
+	char text[20];
+	const ssize_t size = syscall(SYS_fgetxattr, kill_fd, LOWSUPER_GUARD_XATTR, text, sizeof text);
+	int64_t value = 0;
+
+	if (size <= 0 || size > 18)
+		return -1;
+	for (ssize_t i = 0; i < size; i++) {
+		if (text[i] < '0' || text[i] > '9')
+			return -1;
+		value = value * 10 + (text[i] - '0');
+	}
+	return value;
+}
+
+/*
+ * Whether a next master has given more time to a domain whose own is dead. Where that one could not
+ * write it, what is there is not to be believed.
+ */
+static int is_adopted(const struct guard *guard, struct domain *domain, int64_t now)
+{
+	const int looks = guard->master.fd < 0 && domain->flags & LOWSUPER_GUARD_NOTED;
+	const int64_t until = looks ? adopted_until(domain->kill_fd) : -1;
+
+	if (until > now)
+		domain->deadline_ns = until;
+	else if (!until)
+		drop(domain);
+	return until > now || !until;
 }
 
 static void expire(struct guard *guard)
 {
-	const int64_t now = now_ns();
+	const int64_t now = boot_ns();
 	uint64_t times;
 
 	if (read(guard->timer.fd, &times, sizeof times) < 0 && errno != EAGAIN)
@@ -118,7 +147,8 @@ static void expire(struct guard *guard)
 	for (int i = 0; i < DOMAINS_MAX; i++) {
 		struct domain *domain = &guard->domains[i];
 
-		if (domain->kill_fd < 0 || !domain->deadline_ns || domain->deadline_ns > now)
+		if (domain->kill_fd < 0 || !domain->deadline_ns || domain->deadline_ns > now ||
+		    is_adopted(guard, domain, now))
 			continue;
 		kill_cgroup(domain->kill_fd);
 		drop(domain);
@@ -127,7 +157,10 @@ static void expire(struct guard *guard)
 	arm(guard);
 }
 
-/* `kill_fd` is ours; -1 only renews. */
+/*
+ * `kill_fd` is ours. -1: to renew, or there was no descriptor left to receive it with; what is not
+ * guarded is told to who adds it.
+ */
 static void add(struct guard *guard, const struct lowsuper_guard_msg *message, int kill_fd)
 {
 	struct domain *domain = find(guard, message->id);
@@ -138,11 +171,11 @@ static void add(struct guard *guard, const struct lowsuper_guard_msg *message, i
 		domain = find_free(guard);
 	else if (domain)
 		kill_fd = domain->kill_fd;
-	else
-		return;
 	if (!domain) {
-		close(kill_fd);
-		answer(guard, LOWSUPER_GUARD_FULL, message->id);
+		if (kill_fd >= 0)
+			close(kill_fd);
+		if (message->op == LOWSUPER_GUARD_ADD)
+			answer(guard, LOWSUPER_GUARD_FULL, message->id);
 		return;
 	}
 	*domain = (struct domain){
@@ -153,6 +186,8 @@ static void add(struct guard *guard, const struct lowsuper_guard_msg *message, i
 		.kill_fd = kill_fd,
 	};
 	arm(guard);
+	if (message->flags & LOWSUPER_GUARD_ASKS)
+		answer(guard, LOWSUPER_GUARD_GUARDED, message->id);
 }
 
 static void obey(struct guard *guard, const struct lowsuper_guard_msg *message, int passed_fd)
@@ -189,6 +224,16 @@ static int read_control(struct guard *guard)
 	if (size == 0 || (size < 0 && size != -EAGAIN))
 		guard->control.fd = -1;
 	return size > 0;
+}
+
+/*
+ * Race: the deadline is here, and so is a later one that we have not read yet. It was sent in time.
+ */
+static void deadline_comes(struct guard *guard)
+{
+	while (guard->control.fd >= 0 && read_control(guard))
+		;
+	expire(guard);
 }
 
 /* Whether cgroup.events says "populated 1", which is its first line since there is cgroup v2. */
@@ -344,21 +389,22 @@ static void remove_cgroups(const struct guard *guard)
  * Race: a helper that the master had just cloned puts itself into its leaf after the kill. It ends
  * by itself, since it looks whether the master lives; the rounds are for what looks away.
  */
-static void empty_dumb(const struct guard *guard)
+static void empty_dumb(struct guard *guard)
 {
 	const int fd = openat(guard->instance_fd, "dumb/cgroup.events", O_RDONLY | O_CLOEXEC);
-	struct pollfd events = { .fd = fd, .events = POLLPRI };
 	int64_t round_ends;
 
 	for (int round = 0; round < ROUNDS; round++) {
 		kill_cgroup(guard->kill_fd);
-		round_ends = now_ns() + ROUND_MS * (int64_t)1000000;
+		round_ends = boot_ns() + ROUND_MS * (int64_t)1000000;
 		while (fd >= 0 && is_populated(fd)) {
-			const int64_t left = round_ends - now_ns();
+			const int64_t left = round_ends - boot_ns();
+			struct pollfd polled[] = { { .fd = fd, .events = POLLPRI }, guard->timer };
 
 			if (left <= 0)
 				break;
-			poll(&events, 1, (int)(left / 1000000 + 1));
+			if (poll(polled, 2, (int)(left / 1000000 + 1)) > 0 && polled[1].revents)
+				expire(guard); /* what survives the master keeps its deadline */
 		}
 		if (fd < 0 || !is_populated(fd))
 			break;
@@ -385,9 +431,13 @@ static void master_is_gone(struct guard *guard)
 		if (!(domain->flags & LOWSUPER_GUARD_SURVIVES) || !domain->deadline_ns)
 			drop(domain);
 	}
+	arm(guard);
 	empty_dumb(guard);
 	remove_cgroups(guard);
-	arm(guard);
+	/* With the directory goes the lock of the instance, for which a next master may wait. */
+	close(guard->instance_fd);
+	close(guard->parent_fd);
+	close(guard->kill_fd);
 }
 
 static int has_domains(const struct guard *guard)
@@ -401,7 +451,7 @@ static int has_domains(const struct guard *guard)
 static void set_up(struct task *task, struct guard *guard)
 {
 	int fds[] = { task->head.master_fd, task->head.channel_fd, task->fds[0].fd, task->fds[1].fd,
-		      task->fds[2].fd, STDERR_FILENO };
+		      task->fds[2].fd, STDERR_FILENO, -1 };
 	int fd;
 
 	prctl(PR_SET_NAME, "lowsuper-guard", 0, 0, 0);
@@ -412,8 +462,13 @@ static void set_up(struct task *task, struct guard *guard)
 	/* Where it is not permitted it is as likely to be chosen as others of its (small) size. */
 	if (fd >= 0 && write(fd, "-1000", 5) < 0)
 		errno = 0;
+	if (fd >= 0)
+		close(fd);
+	guard->timer.fd = timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (guard->timer.fd < 0)
+		task_fail(task, LOWSUPER_STEP_FENCE, errno, 0);
+	fds[6] = guard->timer.fd;
 	keep_fds(fds, sizeof fds / sizeof *fds);
-	guard->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 }
 
 void guard_run(struct task *task)
@@ -442,7 +497,7 @@ void guard_run(struct task *task)
 		if (polled[0].revents)
 			read_control(&guard);
 		if (polled[1].revents)
-			expire(&guard);
+			deadline_comes(&guard);
 		if (polled[2].revents)
 			master_is_gone(&guard);
 	}

@@ -68,6 +68,15 @@ _Noreturn void keeper_run(struct task *task, const struct keeper *keeper);
 /* keeper.c: close all descriptors but 2 and these (-1: none); sorts them. */
 void keep_fds(int *fds, int count);
 
+/* keeper.c: CLOCK_BOOTTIME, which counts a suspend, in nanoseconds. */
+int64_t boot_ns(void);
+
+/* keeper.c: let a timer of that clock end at `at_ns`; 0 disarms it. */
+int arm_timer(int timer_fd, int64_t at_ns);
+
+/* keeper.c: be in time for a deadline, however busy and short of memory the machine is. */
+void hold_fast(void);
+
 /* task.c: the decimal number that `text` begins with, or 0. */
 int number_of(const char *text);
 

@@ -8,16 +8,20 @@
  *
  * It dies with the master until it is told to survive. Then it outlives the master, and without a
  * channel it is an orphan, of which a later master has a pidfd only: so an orphan takes signals
- * for commands.
+ * for commands. A deadline that it was given holds on, whatever becomes of the master.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "helper.h"
@@ -32,6 +36,7 @@ struct kept {
 	struct pollfd signals;
 	struct pollfd channel;
 	struct pollfd master;
+	struct pollfd fence;		/* a timer; fd -1: there was no deadline yet */
 };
 
 void keep_fds(int *fds, int count)
@@ -53,6 +58,36 @@ void keep_fds(int *fds, int count)
 		next = (unsigned)fds[i] + 1;
 	}
 	sys_close_range(next, ~0u, 0);
+}
+
+int64_t boot_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* A time before the start of the clock is in the past like any other. See timerfd_create(2). */
+int arm_timer(int timer_fd, int64_t at_ns)
+{
+	struct itimerspec at = { .it_value = { 0 } };
+
+	if (at_ns < 0)
+		at_ns = 1;
+	at.it_value.tv_sec = at_ns / 1000000000;
+	at.it_value.tv_nsec = at_ns % 1000000000;
+	return timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
+}
+
+/*
+ * Where it is not permitted it is as good as any process. Not the memory of the other roles, which
+ * is never touched: MCL_ONFAULT, Linux 4.4.
+ */
+void hold_fast(void)
+{
+	setpriority(PRIO_PROCESS, 0, -20);
+	mlockall(MCL_CURRENT | MCL_ONFAULT);
 }
 
 static void tell(const struct kept *kept, struct lowsuper_message message, int pass_fd)
@@ -147,6 +182,41 @@ static void survive(struct kept *kept)
 		close(fd);
 }
 
+/*
+ * Take a deadline; 0: there is none any more. The timer is made for the first one, since few
+ * daemons have any; without a timer there is nothing that would keep to it.
+ */
+static int set_fence(struct kept *kept, int64_t until_ns)
+{
+	if (kept->fence.fd < 0 && until_ns)
+		kept->fence.fd = timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (kept->fence.fd < 0)
+		return until_ns ? -1 : 0;
+	return arm_timer(kept->fence.fd, until_ns);
+}
+
+/* The kernel prefers to kill us no more, for what is below us would go on without us. */
+static void hold_on(void)
+{
+	const int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	if (fd >= 0 && write(fd, "-1000", 5) < 0)
+		errno = 0;
+	if (fd >= 0)
+		close(fd);
+	hold_fast();
+}
+
+static void change_fence(struct kept *kept, int64_t until_ns)
+{
+	const int is_first = kept->fence.fd < 0;
+
+	if (set_fence(kept, until_ns))
+		kill_domain(kept);
+	else if (is_first && kept->fence.fd >= 0)
+		hold_on();
+}
+
 static void obey(struct kept *kept, const struct lowsuper_message *message)
 {
 	const int known = message->value > 0 && message->value < _NSIG;
@@ -159,6 +229,8 @@ static void obey(struct kept *kept, const struct lowsuper_message *message)
 		kill_domain(kept);
 	else if (message->op == LOWSUPER_SURVIVE)
 		survive(kept);
+	else if (message->op == LOWSUPER_FENCE)
+		change_fence(kept, message->until_ns);
 }
 
 static void close_channel(struct kept *kept)
@@ -183,6 +255,19 @@ static int read_channel(struct kept *kept)
 	else if (size == 0 || (size < 0 && size != -EAGAIN))
 		close_channel(kept);
 	return size > 0;
+}
+
+/*
+ * Race: the deadline is here, and so is a later one that we have not read yet. It was sent in time.
+ */
+static void fence_falls(struct kept *kept)
+{
+	uint64_t times;
+
+	while (kept->channel.fd >= 0 && read_channel(kept))
+		;
+	if (read(kept->fence.fd, &times, sizeof times) == (ssize_t)sizeof times)
+		kill_domain(kept);
 }
 
 /* What it said last still counts, and it says no more: it may have told us to survive. */
@@ -238,7 +323,7 @@ static void read_signals(struct kept *kept)
 
 static void set_up(struct task *task, struct kept *kept)
 {
-	int fds[4];
+	int fds[5];
 	sigset_t set;
 
 	prctl(PR_SET_NAME, kept->keeper->name, 0, 0, 0);
@@ -262,8 +347,11 @@ static void set_up(struct task *task, struct kept *kept)
 	fds[1] = kept->master.fd;
 	fds[2] = kept->signals.fd;
 	fds[3] = STDERR_FILENO;
+	fds[4] = kept->fence.fd;
 	/* With the rest goes the error pipe, which must end when the daemon execs. */
-	keep_fds(fds, 4);
+	keep_fds(fds, 5);
+	if (kept->fence.fd >= 0)
+		hold_on();
 }
 
 void keeper_run(struct task *task, const struct keeper *keeper)
@@ -273,15 +361,21 @@ void keeper_run(struct task *task, const struct keeper *keeper)
 		.dies = (task->plan->flags & LOWSUPER_DIES_WITH_MASTER) != 0,
 		.channel = { .fd = task->head.channel_fd, .events = POLLIN },
 		.signals = { .fd = -1, .events = POLLIN },
+		.fence = { .fd = -1, .events = POLLIN },
 	};
 
 	kept.master = (struct pollfd){ .fd = kept.dies ? task->head.master_fd : -1, .events = POLLIN };
+	/* Before the daemon is there: it is fenced from its first instruction on. */
+	if (task->head.fence_ns && boot_ns() >= task->head.fence_ns)
+		task_fail(task, LOWSUPER_STEP_FENCE, ETIME, 0);
+	if (set_fence(&kept, task->head.fence_ns))
+		task_fail(task, LOWSUPER_STEP_FENCE, errno, 0);
 	start_daemon(task, &kept);
 	set_up(task, &kept);
 	for (;;) {
-		struct pollfd polled[] = { kept.signals, kept.channel, kept.master };
+		struct pollfd polled[] = { kept.signals, kept.channel, kept.master, kept.fence };
 		/* While killing look again now and then, should a list of children have been short. */
-		const int ready = poll(polled, 3, kept.killing ? 50 : -1);
+		const int ready = poll(polled, 4, kept.killing ? 50 : -1);
 
 		if (ready < 0)
 			continue;
@@ -291,5 +385,7 @@ void keeper_run(struct task *task, const struct keeper *keeper)
 			read_channel(&kept);
 		if (polled[2].revents && kept.master.fd >= 0)
 			master_is_gone(&kept);
+		if (polled[3].revents)
+			fence_falls(&kept);
 	}
 }

@@ -248,6 +248,7 @@ static int write_plan(const struct lowsuper_spawn *spawn, const struct ends *end
 		.master_fd = spawn->master_fd,
 		.leaf_fd = spawn->self_write ? spawn->leaf_fd : -1,
 		.channel_fd = ends->channel[1],
+		.fence_ns = spawn->fence_ns,
 	};
 	const struct iovec parts[2] = {
 		{ .iov_base = (void *)(uintptr_t)&head, .iov_len = sizeof head },

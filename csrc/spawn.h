@@ -41,6 +41,7 @@ enum lowsuper_step {
 	LOWSUPER_STEP_MOUNTS,		/* arg: index in the plan */
 	LOWSUPER_STEP_LOG,		/* arg: enum lowsuper_log_reason */
 	LOWSUPER_STEP_NETNS,		/* arg: 0: find it, 1: enter it */
+	LOWSUPER_STEP_FENCE,		/* the deadline has passed, or nothing can hold it */
 	LOWSUPER_STEP_COUNT
 };
 
@@ -92,6 +93,7 @@ struct lowsuper_head {
 	int32_t master_fd;		/* pidfd of the master */
 	int32_t leaf_fd;		/* cgroup directory to enter as the first step, or -1 */
 	int32_t channel_fd;		/* the role's end of the channel, or -1 */
+	int64_t fence_ns;		/* as in lowsuper_spawn */
 };
 
 struct lowsuper_plan {
@@ -142,6 +144,7 @@ enum lowsuper_limits {
 	LOWSUPER_LOG_NAME_SIZE = 80,	/* room for the name of a stream */
 	LOWSUPER_LOG_BACKUPS_MAX = 999,
 	LOWSUPER_RING_HEAD = 4096,
+	LOWSUPER_GUARD_DOMAINS_MAX = 1024,
 	LOWSUPER_HIGH_FD = 256		/* from here on: not for children, see spawn.c */
 };
 
@@ -241,13 +244,16 @@ struct lowsuper_spawn {
 	int32_t error_fd;		/* out: read end of the error pipe, the caller's */
 	int32_t channel_fd;		/* out: the caller's, or -1 */
 	const char *call;		/* out: the call that failed */
+	int64_t fence_ns;		/* in: CLOCK_BOOTTIME; 0: none. See lowsuper_op, FENCE */
 };
 
 /*
  * From a role to the master: STARTED (a pidfd comes with it), EXITED (value: the raw wait status
  * of the daemon's first process, left: others are in its domain still).
- * From the master to a role: SIGNAL and SIGNAL_ALL (value: the signal), KILL, and SURVIVE: the
- * role, and what it keeps, does not die with the master any more.
+ * From the master to a role: SIGNAL and SIGNAL_ALL (value: the signal), KILL, SURVIVE: the role,
+ * and what it keeps, does not die with the master any more, and FENCE: at `until_ns` all is killed,
+ * whatever has become of the master. A fence that came with the spawn holds before the program
+ * runs: past its time nothing is executed any more.
  */
 enum lowsuper_op {
 	LOWSUPER_STARTED = 1,
@@ -255,16 +261,22 @@ enum lowsuper_op {
 	LOWSUPER_SIGNAL,
 	LOWSUPER_SIGNAL_ALL,
 	LOWSUPER_KILL,
-	LOWSUPER_SURVIVE
+	LOWSUPER_SURVIVE,
+	LOWSUPER_FENCE
 };
 
 struct lowsuper_message {
 	int32_t op;
 	int32_t value;
 	int32_t left;
+	int32_t pad;
+	int64_t until_ns;		/* CLOCK_BOOTTIME; 0: none */
 };
 
-/* The guard's protocol. The guard answers with READY, FULL (id) and EXPIRED (id). */
+/*
+ * The guard's protocol. The guard answers with READY, FULL (id) and EXPIRED (id), and with GUARDED
+ * (id) to an ADD that asks for it.
+ */
 enum lowsuper_guard_op {
 	LOWSUPER_GUARD_READY = 1,
 	LOWSUPER_GUARD_FULL,		/* no room for this id: its domain is not guarded */
@@ -272,11 +284,14 @@ enum lowsuper_guard_op {
 	LOWSUPER_GUARD_ADD,		/* with an fd of the domain's cgroup.kill */
 	LOWSUPER_GUARD_RENEW,		/* new flags and deadline, the fd stays */
 	LOWSUPER_GUARD_DROP,
-	LOWSUPER_GUARD_QUIT
+	LOWSUPER_GUARD_QUIT,
+	LOWSUPER_GUARD_GUARDED
 };
 
 enum lowsuper_guard_flag {
-	LOWSUPER_GUARD_SURVIVES = 1	/* not killed when the master dies, only at its deadline */
+	LOWSUPER_GUARD_SURVIVES = 1,	/* not killed when the master dies, only at its deadline */
+	LOWSUPER_GUARD_ASKS = 2,
+	LOWSUPER_GUARD_NOTED = 4	/* LOWSUPER_GUARD_XATTR says the same as this message */
 };
 
 struct lowsuper_guard_msg {
@@ -284,7 +299,7 @@ struct lowsuper_guard_msg {
 	uint32_t id;
 	uint32_t flags;
 	int32_t pad;
-	int64_t deadline_ns;		/* CLOCK_MONOTONIC; 0: none */
+	int64_t deadline_ns;		/* CLOCK_BOOTTIME; 0: none */
 };
 
 struct lowsuper_signal {
@@ -346,5 +361,11 @@ int lowsuper_receive(int fd, void *message, int size, int32_t *passed_fd);
 int lowsuper_send(int fd, const void *message, int size, int pass_fd);
 
 /* cffi:end */
+
+/*
+ * An attribute of cgroup.kill, with a deadline in decimal, 0: none. A guard whose master is dead
+ * reads it, for a next master may have adopted the domain.
+ */
+#define LOWSUPER_GUARD_XATTR "trusted.lowsuper.until"
 
 #endif

@@ -208,6 +208,11 @@ ssize_t tee(int from, int to, size_t size, unsigned flags)
 	return CALL4(tee, from, to, size, flags);
 }
 
+int mlockall(int flags)
+{
+	return (int)CALL1(mlockall, flags);
+}
+
 int munmap(void *address, size_t size)
 {
 	return (int)CALL2(munmap, address, size);

@@ -20,11 +20,13 @@ class Spawn(Pointer):
     error_fd: int
     channel_fd: int
     call: Pointer
+    fence_ns: int
 
 class Message(Pointer):
     op: int
     value: int
     left: int
+    until_ns: int
 
 class GuardMessage(Pointer):
     op: int
@@ -122,6 +124,7 @@ class _Lib(Protocol):
     LOWSUPER_SIGNAL_ALL: int
     LOWSUPER_KILL: int
     LOWSUPER_SURVIVE: int
+    LOWSUPER_FENCE: int
     LOWSUPER_ROLE_LOGGER: int
     LOWSUPER_NAME_SIZE: int
     LOWSUPER_RING_HEAD: int
@@ -151,6 +154,10 @@ class _Lib(Protocol):
     LOWSUPER_GUARD_READY: int
     LOWSUPER_GUARD_FULL: int
     LOWSUPER_GUARD_EXPIRED: int
+    LOWSUPER_GUARD_GUARDED: int
+    LOWSUPER_GUARD_ASKS: int
+    LOWSUPER_GUARD_NOTED: int
+    LOWSUPER_GUARD_DOMAINS_MAX: int
     LOWSUPER_GUARD_ADD: int
     LOWSUPER_GUARD_RENEW: int
     LOWSUPER_GUARD_DROP: int

@@ -38,8 +38,10 @@ from lowsuper.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Final
+
+    from lowsuper.units import Ns
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 PREFIX = "lowsuper-"  # of the directory of an instance
@@ -147,6 +149,7 @@ class Leaf:
         "_owns_parent",
         "_parent_fd",
         "directory_fd",
+        "fencer",
         "limited",
         "path",
     )
@@ -161,6 +164,8 @@ class Leaf:
         self._events_fd = -1
         self._ooms = (0, 0)
         self.limited = False  # it is for one run, and for no next one
+        # Gives it a deadline; None: nobody can. See `domain.Domains`.
+        self.fencer: Callable[[Leaf, Ns], bool] | None = None
 
     @property
     def id(self) -> int:
@@ -241,6 +246,16 @@ class Leaf:
         """
         return _members_below(self.directory_fd, MAX_DEPTH)
 
+    def holds(self, pid: int) -> bool:
+        """Return whether a process is in it, or below it; the caller has a pidfd and polls that.
+
+        A process of root may have gone elsewhere.
+        """
+        from lowsuper.kernel import inspect
+
+        path = directory_of(inspect.cgroup_of(pid))
+        return path == self.path or path.startswith(f"{self.path}/")
+
     def close(self) -> None:
         """Close the descriptors and leave the directory alone."""
         if self._events_fd >= 0:
@@ -252,8 +267,11 @@ class Leaf:
     def release(self) -> None:
         """Close the descriptors and remove the directory; one that is populated stays.
 
-        What is populated is of a smart daemon, or stays for the sweep of the next master.
+        What is populated is of a smart daemon, or stays for the sweep of the next master; its
+        deadline, if it has one, stays, too.
         """
+        if self.limited and self.fencer is not None and not self.is_populated():
+            self.fencer(self, 0)
         name = self.path.rpartition("/")[2]
         try:
             _remove(name, self._parent_fd, MAX_DEPTH)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import select
-from errno import EBUSY, EOPNOTSUPP, ETIMEDOUT
+from errno import EBUSY, EOPNOTSUPP, ETIME, ETIMEDOUT
+from time import CLOCK_BOOTTIME, clock_gettime_ns
 from zlib import crc32
 
 from lowsuper.errors import KernelError, LowsuperError, UnsupportedError
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 
     from lowsuper.kernel.cgroup import Leaf, Tree
     from lowsuper.kernel.controllers import Place
+    from lowsuper.kernel.fences import Fences
     from lowsuper.kernel.guard import Guard
     from lowsuper.kernel.loop import Loop
     from lowsuper.kernel.spawn import Spawner
     from lowsuper.model import CgroupSetting, DaemonSpec, MasterSpec
+    from lowsuper.units import Ns
 
 COMMAND_LINE = "cmdline"
 PATIENCE_MS = 5000  # for a guard that was told to go
+SIGKILL = 9
 
 
 class InstanceRunsError(LowsuperError):
@@ -73,6 +77,7 @@ class Domains:
         self.self_write = False
         self._guard: Guard | None = None
         self._place: Place | None = None
+        self._fences: Fences | None = None
 
     def begin(self, spec: MasterSpec) -> None:
         """Enter the cgroup that the configuration wants the master in, and `prepare`.
@@ -103,7 +108,8 @@ class Domains:
             UnsupportedError: kill-domain = cgroup was asked for and cannot be had.
         """
         wanted = spec.kill_domain != "shim" and any(
-            not daemon.ns_pid or daemon.cgroup for daemon in spec.daemons
+            not daemon.ns_pid or daemon.cgroup or (daemon.legion and not daemon.ns_init)
+            for daemon in spec.daemons
         )
         if not wanted or self._tried:
             return
@@ -128,6 +134,9 @@ class Domains:
         self._tell_strangers(self._tree, spec)
         self._enable(self._tree, spec)
         self._probe(self._tree)
+        if any(daemon.legion is not None for daemon in spec.daemons):
+            # The first start may be long in coming; who kills us before leaves an empty tree.
+            self._start_guard(self._tree)
 
     def _tell_strangers(self, tree: Tree, spec: MasterSpec) -> None:
         """Say which daemons run on that the configuration does not have as smart ones any more."""
@@ -232,10 +241,100 @@ class Domains:
         Raises:
             OSError: the leaf cannot be made, or no guard can be started.
         """
-        assert self._tree is not None, "chosen only with a tree"
+        if self._tree is None:
+            from lowsuper.kernel.fences import explain_missing
+
+            raise explain_missing(name)
         if self._guard is None and not smart:
             self._start_guard(self._tree)
-        return self._tree.make(name, smart=smart)
+        leaf = self._tree.make(name, smart=smart)
+        leaf.fencer = self.fence_smart if smart else self.fence_dumb
+        return leaf
+
+    # Deadlines.
+
+    def fence(self, leaf: Leaf, until: Ns, *, survives: bool) -> None:
+        """Let everything that will be in a leaf be killed at `until`, before anything is in it.
+
+        The guard has confirmed it when this returns; `Leaf.fencer` renews it.
+
+        Args:
+            leaf: of `make_leaf`.
+            until: CLOCK_BOOTTIME.
+            survives: it outlives the master until then.
+
+        Raises:
+            KernelError: that cannot be had, or the time has come; start nothing.
+        """
+        if until <= clock_gettime_ns(CLOCK_BOOTTIME):
+            raise KernelError("fence", ETIME, leaf.path.rpartition("/")[2])
+        self._own_fences().set(leaf, until, survives=survives)
+
+    def fence_dumb(self, leaf: Leaf, until: Ns) -> bool:
+        """Give a leaf another deadline, 0: none; False: nothing holds it."""
+        return self._fence(leaf, until, survives=False)
+
+    def fence_smart(self, leaf: Leaf, until: Ns) -> bool:
+        """Do the same for a leaf that outlives the master."""
+        return self._fence(leaf, until, survives=True)
+
+    def _fence(self, leaf: Leaf, until: Ns, *, survives: bool) -> bool:
+        try:
+            if until:
+                self._own_fences().set(leaf, until, survives=survives)
+            elif self._fences is not None:
+                self._fences.lift(leaf)
+        except OSError as error:
+            self._say(f"{leaf.path.rpartition('/')[2]}: no deadline: {error}")
+            return False
+        return True
+
+    def _own_fences(self) -> Fences:
+        if self._fences is None:
+            from lowsuper.kernel.fences import Fences
+
+            self._fences = Fences(self._find_guard, self._replace_guard, self._say)
+            if self._guard is not None:
+                self._loop.watch(self._guard.channel_fd, READ, self._on_guard_word)
+        return self._fences
+
+    def _find_guard(self) -> Guard:
+        """Return the guard, which is started if there is none.
+
+        Raises:
+            KernelError: it cannot be started.
+        """
+        if self._guard is None:
+            if self._tree is None:
+                raise KernelError("guard", EOPNOTSUPP, "", "there is no cgroup v2 here")
+            self._start_guard(self._tree)
+        assert self._guard is not None, "it was just started"
+        return self._guard
+
+    def _replace_guard(self) -> None:
+        """End a guard that does not do its work, or is dead, and start another.
+
+        Raises:
+            KernelError: none can be started; everything that was fenced is dead.
+        """
+        guard = self._guard
+        if guard is not None:
+            process.send_signal(guard.pidfd, SIGKILL)
+            # Never two: the other would keep to deadlines that are not renewed any more.
+            _wait_until_ended(guard.pidfd)
+            self._forget_guard(guard)
+        try:
+            self._find_guard()
+        except OSError as error:
+            if self._fences is not None:
+                self._fences.fall(str(error))
+            raise
+
+    def _on_guard_word(self) -> None:
+        """The guard has killed something, or says no more."""
+        guard = self._guard
+        if guard is not None and self._fences is not None and not self._fences.hear(guard):
+            self._loop.unwatch(guard.channel_fd)  # its pidfd tells the rest
 
     def _start_guard(self, tree: Tree) -> None:
         guard = start_guard(self._spawner, tree.base_fd, tree.parent_fd, tree.name)
@@ -245,6 +344,9 @@ class Domains:
         self._guard = guard
         self._children[guard.pid] = self._on_guard_end
         self._loop.watch(guard.pidfd, READ, self._on_guard_end)
+        if self._fences is not None:
+            self._loop.watch(guard.channel_fd, READ, self._on_guard_word)
+            self._fences.renew_all(guard)
 
     def _on_guard_end(self) -> None:
         guard = self._guard
@@ -257,10 +359,14 @@ class Domains:
                 self._start_guard(self._tree)
             except OSError as error:
                 self._say(f"no guard: {error}; daemons would outlive a killed master")
+                if self._fences is not None:
+                    self._fences.fall(str(error))
 
     def _forget_guard(self, guard: Guard) -> None:
         self._guard = None
         self._loop.unwatch(guard.pidfd)
+        if self._fences is not None:
+            self._loop.unwatch(guard.channel_fd)
         guard.close()
 
     def delegate(self, uid: int, gid: int) -> None:
@@ -277,10 +383,13 @@ class Domains:
         """Send the guard away and remove the empty directories.
 
         A master that is not root any more cannot remove them, nor leave its own cgroup: the guard,
-        which is, does it when the master has ended.
+        which is, does it when the master has ended. So does a guard that has deadlines to keep to.
         """
         guard = self._guard
-        if guard is not None and not self._delegated:
+        stays = self._delegated or bool(self._fences)
+        if self._fences is not None:
+            self._fences.close()
+        if guard is not None and not stays:
             self._loop.unwatch(guard.pidfd)
             guard.quit()
             _wait_for(guard.pidfd)
@@ -339,9 +448,14 @@ def leave_place(place: Place, say: Callable[[str], None]) -> None:
         say(str(error))
 
 
-def _wait_for(pidfd: int) -> None:
-    """Wait for the end of a child that was told to go, and reap it."""
+def _wait_until_ended(pidfd: int) -> None:
+    """Wait for the end of a child that was told to go."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll(PATIENCE_MS)
+
+
+def _wait_for(pidfd: int) -> None:
+    """Wait for the end of a child that was told to go, and reap it."""
+    _wait_until_ended(pidfd)
     process.reap(pidfd)

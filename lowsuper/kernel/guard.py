@@ -1,4 +1,4 @@
-"""The guard: a process that cleans up after a master that was killed.
+"""The guard: a process that cleans up after a master that was killed, and keeps to deadlines.
 
 The master starts it before the first daemon on the cgroup rung, and talks to it over a channel.
 """
@@ -17,10 +17,14 @@ from lowsuper.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lowsuper.kernel.spawn import Child, Spawner
+    from lowsuper.units import Ns
 
 _SIZE = ffi.sizeof("struct lowsuper_guard_msg")
 _passed_fd = ffi.new("int32_t *")
 _CLOSED = Closed()
+MOST_DOMAINS = lib.LOWSUPER_GUARD_DOMAINS_MAX
+PATIENCE_MS = 1000  # with a guard that is slow to read what it is told, or to answer
+_ADOPTED_UNTIL = "trusted.lowsuper.until"  # LOWSUPER_GUARD_XATTR
 
 
 class GuardReady(Record):
@@ -29,6 +33,12 @@ class GuardReady(Record):
 
 class GuardFull(Record):
     """The guard has no room for this domain, which is not guarded."""
+
+    id: int
+
+
+class GuardAdded(Record):
+    """The guard has this domain now, with what it was added with."""
 
     id: int
 
@@ -62,7 +72,7 @@ class Guard:
         """
         return wait_readable(self.channel_fd, timeout_ms) and isinstance(self.receive(), GuardReady)
 
-    def receive(self) -> GuardReady | GuardFull | GuardExpired | Closed | None:
+    def receive(self) -> GuardReady | GuardFull | GuardAdded | GuardExpired | Closed | None:
         """Return what it says; None: nothing now."""
         message = self._message
         size = lib.lowsuper_receive(self.channel_fd, message, _SIZE, _passed_fd)
@@ -77,27 +87,49 @@ class Guard:
                 return GuardReady()
             case lib.LOWSUPER_GUARD_FULL:
                 return GuardFull(message.id)
+            case lib.LOWSUPER_GUARD_GUARDED:
+                return GuardAdded(message.id)
             case lib.LOWSUPER_GUARD_EXPIRED:
                 return GuardExpired(message.id)
         raise AssertionError(f"the guard said {message.op}")
 
-    def add(self, domain: int, kill_fd: int, *, survives: bool = False, deadline: int = 0) -> None:
+    def add(
+        self,
+        domain: int,
+        kill_fd: int,
+        *,
+        survives: bool = False,
+        deadline: Ns = 0,
+        noted: bool = False,
+        asks: bool = False,
+    ) -> None:
         """Guard a domain besides what is in dumb/.
 
         Args:
             domain: a number of the caller's choice; one in use is replaced.
             kill_fd: its cgroup.kill, open for writing; stays the caller's.
             survives: it is not killed when the master dies.
-            deadline: CLOCK_MONOTONIC in ns at which it is killed unless renewed; 0: never.
+            deadline: CLOCK_BOOTTIME at which it is killed unless renewed; 0: never.
+            noted: `note_deadline` has told the same, and may tell more when the master is dead.
+            asks: GuardAdded is wanted; GuardFull comes anyway.
 
         Raises:
-            KernelError: the guard is dead.
+            KernelError: the guard is dead, or does not read what it is told.
         """
-        self._send(lib.LOWSUPER_GUARD_ADD, domain, survives, deadline, kill_fd)
+        flags = _flags(survives, noted, asks)
+        self._send(lib.LOWSUPER_GUARD_ADD, domain, flags, deadline, kill_fd)
 
-    def renew(self, domain: int, *, survives: bool = False, deadline: int = 0) -> None:
+    def renew(
+        self,
+        domain: int,
+        *,
+        survives: bool = False,
+        deadline: Ns = 0,
+        noted: bool = False,
+        asks: bool = False,
+    ) -> None:
         """Give a domain that was added other properties: see `add`."""
-        self._send(lib.LOWSUPER_GUARD_RENEW, domain, survives, deadline)
+        self._send(lib.LOWSUPER_GUARD_RENEW, domain, _flags(survives, noted, asks), deadline)
 
     def drop(self, domain: int) -> None:
         """Forget a domain; it is neither killed nor an error if there is none."""
@@ -112,15 +144,53 @@ class Guard:
         os.close(self.pidfd)
         os.close(self.channel_fd)
 
-    def _send(
-        self, op: int, domain: int, survives: bool = False, deadline: int = 0, fd: int = -1
-    ) -> None:
+    def _send(self, op: int, domain: int, flags: int = 0, deadline: Ns = 0, fd: int = -1) -> None:
         message = self._message
         message.op, message.id, message.deadline_ns = op, domain, deadline
-        message.flags = lib.LOWSUPER_GUARD_SURVIVES if survives else 0
+        message.flags = flags
         result = lib.lowsuper_send(self.channel_fd, message, _SIZE, fd)
+        if result == -EAGAIN and wait_writable(self.channel_fd, PATIENCE_MS):
+            # So many at once that it has not come to read them.
+            result = lib.lowsuper_send(self.channel_fd, message, _SIZE, fd)
         if result:
             raise KernelError("sendmsg", -result, "guard")
+
+
+def _flags(survives: bool, noted: bool, asks: bool) -> int:
+    return (
+        (lib.LOWSUPER_GUARD_SURVIVES if survives else 0)
+        | (lib.LOWSUPER_GUARD_NOTED if noted else 0)
+        | (lib.LOWSUPER_GUARD_ASKS if asks else 0)
+    )
+
+
+def note_deadline(kill_fd: int, deadline: Ns) -> bool:
+    """Tell the guards of earlier masters, who keep to a domain's deadline still, of another one.
+
+    Call it before the own guard is told. See xattr(7).
+
+    Args:
+        kill_fd: cgroup.kill of a domain that outlives masters, with any access but O_PATH.
+        deadline: as of `Guard.add`.
+
+    Returns:
+        False where it cannot be told (EPERM: we are not root): they kill the domain when they were
+        to, which is the safe side.
+    """
+    try:
+        os.setxattr(kill_fd, _ADOPTED_UNTIL, b"%d" % max(0, deadline))
+    except OSError:
+        return False
+    return True
+
+
+def wait_writable(fd: int, timeout_ms: int) -> bool:
+    """Wait until a message can be sent."""
+    import select  # the loop has imported it already
+
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(timeout_ms))
 
 
 def start_guard(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.loop import Loop
     from lowsuper.kernel.spawn import Child
     from lowsuper.plan import SpawnPlan
-    from lowsuper.units import RunId
+    from lowsuper.units import Ns, RunId
 
 SIGKILL = 9
 
@@ -248,6 +248,26 @@ class Life:
         if not self._main_gone or self._child.channel_fd >= 0:
             # Also where the helper has not entered its leaf yet; a namespace ends with its init.
             process.send_signal(self._child.pidfd, SIGKILL, group=True)
+
+    def fence(self, until: Ns) -> bool:
+        """Let all of it be SIGKILLed at `until`, whatever becomes of us, unless told again.
+
+        Args:
+            until: CLOCK_BOOTTIME, which counts a suspend; in the past: at once; 0: not any more.
+
+        Returns:
+            False if there is nothing that can hold it to that, and the caller is to end it.
+        """
+        if self.over:
+            return True
+        if self._child.channel_fd >= 0:
+            return spawn.send_fence(self._child.channel_fd, until)
+        leaf = self._leaf
+        if leaf is None or leaf.fencer is None or not leaf.fencer(leaf, until):
+            return False
+        if self._main_gone or not self._ran or leaf.holds(self._main_pid):
+            return True
+        return process.has_ended(self._child.pidfd)
 
     def take_leaf(self) -> Leaf | None:
         """Hand the empty leaf over to the next run, which saves it the making of one.

@@ -94,6 +94,13 @@ class LeafDomain:
         for leaf in self._leaves:
             leaf.kill()
 
+    def fence(self, until: Ns, pid: int) -> bool:
+        """See `Life.fence`; False also if a process is in none of them, 0: there is none."""
+        for leaf in self._leaves:
+            if leaf.fencer is None or not leaf.fencer(leaf, until):
+                return False
+        return not pid or any(leaf.holds(pid) for leaf in self._leaves)
+
     def release(self) -> None:
         """Stop to watch them; an empty directory goes."""
         for leaf in self._leaves:
@@ -410,6 +417,34 @@ class SmartLife:
             self._domain.kill()
         if self._pidfd >= 0 and not self._ended:
             process.signal_stranger(self._pidfd, SIGKILL)
+
+    def fence(self, until: Ns) -> bool:
+        """Let all of it be SIGKILLed at `until`: see `life.Life.fence`.
+
+        Returns:
+            False also where no keeper of an earlier master can be told, and where the named process
+            is in no domain.
+        """
+        if self.over:
+            return True
+        named = self.pid if self._pidfd >= 0 and not self._ended else 0
+        if self._launch is not None:
+            is_held = self._launch.fence(until) and (not named or self._is_inside(named))
+        else:
+            is_held = isinstance(self._domain, LeafDomain) and self._domain.fence(until, named)
+        # One that has just ended is in no domain any more.
+        return is_held or (bool(named) and process.has_ended(self._pidfd) and not self._is_left())
+
+    def _is_inside(self, pid: int) -> bool:
+        """Return whether a process is in the domain of the launch."""
+        assert self._launch is not None
+        if self._launch.over:
+            return False
+        if not self._launch.keeper_pid:
+            return self._launch.leaf is not None and self._launch.leaf.holds(pid)
+        from lowsuper.kernel import inspect
+
+        return inspect.is_below(pid, self._launch.keeper_pid)
 
     def take_leaf(self) -> None:
         """Hand over nothing: the next run gets a fresh leaf."""

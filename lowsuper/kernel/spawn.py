@@ -4,7 +4,7 @@
 steps of the plan and execs the daemon. How that went comes over the error pipe of the `Child`,
 which hangs up when it is known: give it to the loop, then call `read_outcome`. With the roles
 NSINIT and SHIM a small process stays between the master and the daemon; it talks over the child's
-channel: `receive`, `send_signal`, `send_signal_all`, `send_kill`, `send_survive`.
+channel: `receive`, `send_signal`, `send_signal_all`, `send_kill`, `send_survive`, `send_fence`.
 
 Rule: the master is single-threaded. A thread that forks during a spawn would inherit descriptors.
 """
@@ -21,6 +21,10 @@ from lowsuper.kernel.native import ffi, lib, pid_of, reap
 from lowsuper.kernel.process import open_pidfd
 from lowsuper.plan import EXEC, NSINIT, SHIM, SpawnPlan
 from lowsuper.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lowsuper.units import Ns
 
 HELPER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "lowsuper-helper")
 
@@ -246,6 +250,7 @@ class Spawner:
         leaf_fd: int = -1,
         self_write: bool = False,
         packed: bytes | None = None,
+        fence: Ns = 0,
     ) -> Child:
         """Start what the plan says; return as soon as the helper runs, in about 0.1 ms.
 
@@ -255,6 +260,8 @@ class Spawner:
             self_write: let the helper enter the cgroup itself, which is slower, where
                 `probe_into_cgroup` says that it cannot be born there.
             packed: `pack(plan)`, if it is at hand.
+            fence: CLOCK_BOOTTIME from which on the program is not executed any more, and a role
+                kills everything in its domain, as with `send_fence`; 0: never.
 
         Returns:
             A child whose descriptors the caller closes.
@@ -271,6 +278,7 @@ class Spawner:
             leaf_fd=leaf_fd,
             self_write=self_write,
             new_pid_ns=plan.new_pid_ns,
+            fence=fence,
         )
 
     def start_role(
@@ -282,6 +290,7 @@ class Spawner:
         leaf_fd: int = -1,
         self_write: bool = False,
         new_pid_ns: bool = False,
+        fence: Ns = 0,
     ) -> Child:
         """Start the helper in a role, one of LOWSUPER_ROLE_*, with a packed plan: see `spawn`."""
         request = self._request
@@ -289,6 +298,7 @@ class Spawner:
         request.leaf_fd = leaf_fd
         request.self_write = self_write
         request.new_pid_ns = new_pid_ns
+        request.fence_ns = fence
         result = _spawn(request, packed, len(packed), os.fsencode(name))
         if result:
             call = ffi.string(request.call).decode()
@@ -397,8 +407,24 @@ def send_survive(channel_fd: int) -> bool:
     return _command(channel_fd, lib.LOWSUPER_SURVIVE, 0)
 
 
-def _command(channel_fd: int, op: int, value: int) -> bool:
-    _message.op, _message.value = op, value
+def send_fence(channel_fd: int, until: Ns) -> bool:
+    """Let the role SIGKILL everything in the domain at `until`, CLOCK_BOOTTIME; 0: not any more.
+
+    That holds when the master is stopped or dead, too, if the role survives it.
+
+    Returns:
+        False if the role is gone, or does not read what it is told.
+    """
+    try:
+        return _command(channel_fd, lib.LOWSUPER_FENCE, 0, until)
+    except KernelError as error:
+        if error.errno != EAGAIN:
+            raise
+        return False
+
+
+def _command(channel_fd: int, op: int, value: int, until: Ns = 0) -> bool:
+    _message.op, _message.value, _message.until_ns = op, value, until
     result = lib.lowsuper_send(channel_fd, _message, _MESSAGE_SIZE, -1)
     # Race: the role ended, and what it had to look after with it, before this was sent.
     if result in (-EPIPE, -ECONNRESET):

@@ -65,6 +65,8 @@ class Territory:
                 leaves.append(leaf)
             else:
                 leaf.release()
+        for leaf in leaves:
+            leaf.fencer = self._domains.fence_smart
         return leaves
 
     def leaves_of(self, name: str, record: Recorded | None, process: Process) -> list[Leaf]:

@@ -173,7 +173,7 @@ def run_helper(
     reader, writer = os.pipe()
     memory = os.memfd_create("plan")
     master = os.pidfd_open(os.getpid())
-    os.write(memory, struct.pack("4i", writer, master, leaf_fd, -1) + spawn.pack(plan))
+    os.write(memory, struct.pack("4iq", writer, master, leaf_fd, -1, 0) + spawn.pack(plan))
     helper_process = subprocess.Popen(
         [*before, "lowsuper-child", str(memory)],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -15,7 +17,15 @@ from spawning import Run, has_happened, make_plan, wait_for
 
 from lowsuper.errors import KernelError
 from lowsuper.kernel import native, process, spawn
-from lowsuper.kernel.guard import Guard, GuardExpired, GuardFull, start_guard
+from lowsuper.kernel.guard import (
+    MOST_DOMAINS,
+    Guard,
+    GuardAdded,
+    GuardExpired,
+    GuardFull,
+    note_deadline,
+    start_guard,
+)
 from lowsuper.kernel.spawn import Closed, ExecOk
 
 SIGKILL = int(signal.SIGKILL)
@@ -80,7 +90,7 @@ def domain(spawner: spawn.Spawner, instance: Path, still: str):
 
 
 def later(seconds: float) -> int:
-    return time.monotonic_ns() + int(seconds * SECOND)
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(seconds * SECOND)
 
 
 def synchronize(guard: Guard, kill_fd: int) -> None:
@@ -186,13 +196,58 @@ def test_guard_when_added_again_replaces(guard, domain, harmless):
 
 
 def test_guard_when_full_says_so(guard, harmless):
-    for number in range(256):
+    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (2048, 2048))
+    for number in range(MOST_DOMAINS):
         guard.add(number, harmless)
-    guard.add(1000, harmless)
+    guard.add(5000, harmless)
     wait_for(guard.channel_fd)
-    assert guard.receive() == GuardFull(1000)
+    assert guard.receive() == GuardFull(5000)
     guard.drop(3)
     synchronize(guard, harmless)
+
+
+def test_guard_when_it_cannot_open_more_says_so(guard, harmless):
+    """A descriptor that cannot be received is left out, and the message comes without it."""
+    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (12, 12))
+    for number in range(20):
+        guard.add(number, harmless)
+    wait_for(guard.channel_fd)
+    message = guard.receive()
+    assert isinstance(message, GuardFull)
+    assert 1 < message.id < 19
+
+
+def test_guard_when_asked_confirms(guard, domain, harmless):
+    guard.add(7, domain.kill_fd, deadline=later(3600), asks=True)
+    wait_for(guard.channel_fd)
+    assert guard.receive() == GuardAdded(7)
+    guard.renew(7, deadline=later(7200), asks=True)
+    wait_for(guard.channel_fd)
+    assert guard.receive() == GuardAdded(7)
+    guard.renew(8, deadline=later(7200), asks=True)  # there is no such domain
+    synchronize(guard, harmless)
+    assert domain.is_alive()
+
+
+def test_guard_counts_what_the_machine_sleeps_through(guard):
+    directory = Path(f"/proc/{guard.pid}/fdinfo")
+    texts = [file.read_text() for file in directory.iterdir()]
+    assert [text for text in texts if f"clockid: {time.CLOCK_BOOTTIME}\n" in text]
+
+
+def test_guard_when_renewed_in_time_does_not_kill_though_it_was_late_to_read(guard, domain):
+    guard.add(7, domain.kill_fd, deadline=later(0.1), asks=True)
+    wait_for(guard.channel_fd)
+    assert guard.receive() == GuardAdded(7)
+    process.send_signal(guard.pidfd, signal.SIGSTOP)
+    for _ in range(3):  # one is read before the timer is looked at in any case
+        guard.renew(7, deadline=later(0.1))
+    guard.renew(7, deadline=later(3600), asks=True)
+    assert not has_happened(guard.channel_fd, timeout_ms=300)
+    process.send_signal(guard.pidfd, signal.SIGCONT)
+    wait_for(guard.channel_fd)
+    assert guard.receive() == GuardAdded(7)
+    assert domain.is_alive()
 
 
 def test_guard_when_told_nonsense_ignores_it(guard, harmless):
@@ -224,16 +279,8 @@ def test_guard_when_master_dies_heeds_survival_and_deadline(
 ):
     """The master is a process that we fork, since the guard watches the one that started it."""
     with Domain(plain_spawner, instance / "smart/db.1", still) as domain:
-        told, tell = os.pipe()
-        master = start_guarding_master(
-            helper, instance, domain.kill_fd, survives, later(deadline) if deadline else 0, tell
-        )
-        os.close(tell)
-        wait_for(told)
-        guard = os.pidfd_open(int(os.read(told, 20)))
-        os.close(told)
-        os.kill(master, SIGKILL)
-        os.waitpid(master, 0)
+        until = later(deadline) if deadline else 0
+        guard = leave_guard(helper, instance, domain.kill_fd, survives=survives, deadline=until)
         wait_for(guard)
         os.close(guard)
         if survives and not deadline:
@@ -245,8 +292,74 @@ def test_guard_when_master_dies_heeds_survival_and_deadline(
         wait_until_empty(instance)
 
 
+@pytest.mark.parametrize("noted", [False, True])
+def test_guard_without_master_heeds_what_the_next_one_writes(
+    helper, instance, plain_spawner, still, noted
+):
+    with Domain(plain_spawner, instance / "smart/db.1", still) as domain:
+        first = later(0.3)
+        assert note_deadline(domain.kill_fd, first)
+        guard = leave_guard(helper, instance, domain.kill_fd, deadline=first, noted=noted)
+        assert note_deadline(domain.kill_fd, later(0.8))
+        if noted:
+            assert not has_happened(domain.pidfd, timeout_ms=400)
+            assert note_deadline(domain.kill_fd, 0)
+            wait_for(guard)
+            assert domain.is_alive()
+        else:
+            # What is there is of an earlier master, and this one could not write.
+            domain.expect_killed()
+            assert later(0) < first + SECOND // 3
+        os.close(guard)
+
+
+def test_guard_that_waits_for_a_deadline_does_not_keep_the_next_master_waiting(
+    helper, instance, plain_spawner, still
+):
+    with Domain(plain_spawner, instance / "smart/db.1", still) as domain:
+        guard = leave_guard(
+            helper, instance, domain.kill_fd, deadline=later(3600), noted=True, locked=True
+        )
+        directory = os.open(instance, os.O_RDONLY)
+        end = time.monotonic() + 20
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < end, "the guard keeps the lock"
+                assert not has_happened(guard, timeout_ms=1)
+        os.close(directory)
+        assert domain.is_alive()
+        assert not has_happened(guard, timeout_ms=0)
+        signal.pidfd_send_signal(guard, SIGKILL)
+        wait_for(guard)
+        os.close(guard)
+
+
+def leave_guard(helper: str, instance: Path, kill_fd: int, **options) -> int:
+    """Return a pidfd of the guard of a master that was killed."""
+    told, tell = os.pipe()
+    master = start_guarding_master(helper, instance, kill_fd, tell, **options)
+    os.close(tell)
+    wait_for(told)
+    guard = os.pidfd_open(int(os.read(told, 20)))
+    os.close(told)
+    os.kill(master, SIGKILL)
+    os.waitpid(master, 0)
+    return guard
+
+
 def start_guarding_master(
-    helper: str, instance: Path, kill_fd: int, survives: bool, deadline: int, tell: int
+    helper: str,
+    instance: Path,
+    kill_fd: int,
+    tell: int,
+    *,
+    survives: bool = True,
+    deadline: int = 0,
+    noted: bool = False,
+    locked: bool = False,
 ) -> int:
     import warnings
 
@@ -258,9 +371,12 @@ def start_guarding_master(
     try:
         spawner = spawn.Spawner(helper=helper)
         parent = os.open(instance.parent, os.O_PATH)
-        guard = start_guard(spawner, os.open(instance, os.O_RDONLY), parent, instance.name)
+        directory = os.open(instance, os.O_RDONLY)
+        if locked:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        guard = start_guard(spawner, directory, parent, instance.name)
         assert guard.ready()
-        guard.add(7, kill_fd, survives=survives, deadline=deadline)
+        guard.add(7, kill_fd, survives=survives, deadline=deadline, noted=noted)
         os.write(tell, str(guard.pid).encode())
         signal.pause()
     finally:

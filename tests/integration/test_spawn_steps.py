@@ -17,6 +17,7 @@ from errno import (
     ENOTDIR,
     EPERM,
     ESRCH,
+    ETIME,
 )
 from pathlib import Path
 
@@ -96,6 +97,10 @@ def fail_netns(spawner, tmp_path):
 
 def fail_netns_of_another_kind(spawner, tmp_path):
     return outcome_of(spawner, make_plan("/bin/true", netns=b"/proc/self/ns/uts"))
+
+
+def fail_fence(spawner, tmp_path):
+    return outcome_of(spawner, make_plan("/bin/true"), fence=1)
 
 
 def fail_netns_fifo(spawner, tmp_path):
@@ -290,6 +295,7 @@ CASES = (
     (fail_netns, StepFailed("netns", ENOENT, 0)),
     (fail_netns_of_another_kind, StepFailed("netns", EINVAL, 1)),
     (fail_netns_fifo, StepFailed("netns", EINVAL, 1)),
+    (fail_fence, StepFailed("fence", ETIME, 0)),
     (fail_hostname, StepFailed("hostname", EINVAL, 0)),
     (fail_root, StepFailed("root", ENOTDIR, 0)),
     (fail_root_of_host, StepFailed("namespaces", EINVAL, 0)),
