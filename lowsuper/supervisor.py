@@ -189,6 +189,17 @@ class Supervisor:
         """The specification that each daemon was last started with, by name."""
         return {name: daemon.spec for name, daemon in self._daemons.items()}
 
+    def has_any_of(self, legion: str) -> bool:
+        """Return whether anything of a legion's daemons may be there."""
+        return any(
+            daemon.spec.legion == legion and not master.is_idle(daemon.state)
+            for daemon in self._daemons.values()
+        )
+
+    def legion_of(self, name: str) -> str | None:
+        """Return the legion of a daemon; None: it runs on every node."""
+        return self._daemons[name].spec.legion
+
     def post(self, event: MasterEvent) -> None:
         """Queue an event for the master machine."""
         self._queue.append((None, event))

@@ -63,6 +63,7 @@ class Hooks:
         *,
         fds: tuple[FdSource, ...],
         limits: tuple[Limit, ...],
+        timer: str = TIMER,
     ) -> None:
         """Run nothing yet.
 
@@ -73,7 +74,9 @@ class Hooks:
             owner: is told what happens.
             fds: descriptors of commands.
             limits: resource limits of commands.
+            timer: of the loop, for this object alone.
         """
+        self._timer = timer
         self._loop, self._spawner, self._children, self._owner = loop, spawner, children, owner
         self._fds, self._limits = fds, limits
         self._title = ""
@@ -105,7 +108,7 @@ class Hooks:
             self._deed.kill()
         else:
             return
-        self._loop.set_timer(TIMER, Ns(monotonic_ns() + STUCK), self._give_up)
+        self._loop.set_timer(self._timer, Ns(monotonic_ns() + STUCK), self._give_up)
 
     def _give_up(self) -> None:
         """Nothing has come of SIGKILL."""
@@ -121,7 +124,7 @@ class Hooks:
             self._owner.put_over(life)
 
     def _end(self, status: int, problem: str = "") -> None:
-        self._loop.cancel_timer(TIMER)
+        self._loop.cancel_timer(self._timer)
         self._life = self._deed = None
         self._owner.hook_ended(HookEnded(status, problem))
 

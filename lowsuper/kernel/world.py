@@ -20,8 +20,10 @@ from lowsuper.events import (
     Emptied,
     Exited,
     FifoByte,
+    Halt,
     HookEnded,
     HookTouched,
+    LordChanged,
     PidfileTouched,
     Reaped,
     ReloadTouched,
@@ -61,7 +63,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from lowsuper.chronicle import Chronicle
-    from lowsuper.events import Absent, DaemonEvent, Found, HeldBy, Note, NotNamed, Unseen
+    from lowsuper.events import (
+        Absent,
+        DaemonEvent,
+        Found,
+        HeldBy,
+        MasterEvent,
+        Note,
+        NotNamed,
+        Unseen,
+    )
     from lowsuper.kernel.adoption import Governor
     from lowsuper.kernel.answers import MasterAnswers
     from lowsuper.kernel.attendance import Attendance
@@ -71,6 +82,7 @@ if TYPE_CHECKING:
     from lowsuper.kernel.gate import Gate
     from lowsuper.kernel.hooks import Hooks
     from lowsuper.kernel.instance import Claim
+    from lowsuper.kernel.legion import Legions
     from lowsuper.kernel.logger import Logger
     from lowsuper.kernel.parent import Parent
     from lowsuper.kernel.peer import Peer, Rights
@@ -79,9 +91,10 @@ if TYPE_CHECKING:
     from lowsuper.kernel.sockets import Sockets
     from lowsuper.kernel.stats import Stats
     from lowsuper.kernel.tail import Follower
+    from lowsuper.legion.words import View
     from lowsuper.machine import State
     from lowsuper.model import DaemonSpec, Hook, MasterSpec
-    from lowsuper.plan import SpawnPlan
+    from lowsuper.plan import Environment, SpawnPlan
     from lowsuper.supervisor import Supervisor
     from lowsuper.units import Ns, RunId
 
@@ -111,6 +124,7 @@ class World:
     _chronicles: dict[str, Chronicle] | None = None
     _share: Share | None = None
     _stats: Stats | None = None
+    _legions: Legions | None = None
 
     def __init__(
         self,
@@ -287,14 +301,18 @@ class World:
     def run(self, supervisor: Supervisor) -> int:
         """Run until the master has finished; return the exit code."""
         self._supervisor = supervisor
+        self._use_legions(supervisor.spec)
         supervisor.settle()
         self._open_door()
         self._end_turn()
         while self._exit_code is None:
-            self._loop.run_turn(supervisor.settle)
-            self._end_turn()
+            self._run_turn()
         self._close()
         return self._exit_code
+
+    def _run_turn(self) -> None:
+        self._loop.run_turn(self._supervisor.settle)
+        self._end_turn()
 
     def _end_turn(self) -> None:
         """Do what nobody waits for: close what is over, write the lines."""
@@ -310,6 +328,8 @@ class World:
                 self._release(life)
         if self._parent is not None:
             self._tell_parent(self._parent)
+        if self._legions is not None:
+            self._legions.follow(self._supervisor.master.phase)
         self._log.flush()
 
     def _open_parent(self, spec: MasterSpec, claim: Claim | None) -> Parent | None:
@@ -342,6 +362,8 @@ class World:
             self.say_line(str(error))
 
     def _close(self) -> None:
+        if self._legions is not None:
+            self._legions.finish(self._run_turn)
         for life in self._lives.values():
             self._release(life)
         self._fifo.close(remove=self._supervisor.spec.vacuum)
@@ -475,20 +497,20 @@ class World:
                 # Limits, and the counts of what met them, are those of one run.
                 leaf.release()
                 leaf = None
-            if rung == "cgroup" or spec.cgroup:
+            until = self._fence_of(spec)
+            guarded = bool(until) and plan.role == EXEC  # no keeper will hold the deadline
+            if rung == "cgroup" or spec.cgroup or guarded:
                 leaf = leaf or self._domains.make_leaf(f"{name}.{run}", smart=is_smart)
-                if spec.cgroup:
-                    self._domains.limit(leaf, spec.cgroup)
+                self._furnish(leaf, spec, until if guarded else 0)
                 if is_smart and rung == "cgroup":
                     self._governor.launching(spec, leaf)
-                child = self._spawner.spawn(
-                    plan,
-                    leaf_fd=leaf.directory_fd,
-                    self_write=self._domains.self_write,
-                    packed=packed,
-                )
-            else:
-                child = self._spawner.spawn(plan, packed=packed)
+            child = self._spawner.spawn(
+                plan,
+                leaf_fd=-1 if leaf is None else leaf.directory_fd,
+                self_write=leaf is not None and self._domains.self_write,
+                packed=packed,
+                fence=until,
+            )
         except OSError as error:
             if leaf is not None:
                 leaf.release()
@@ -516,6 +538,19 @@ class World:
         self._children[child.pid] = life.on_exit
         self._attend(spec, run, life)
         return None
+
+    def _furnish(self, leaf: Leaf, spec: DaemonSpec, until: Ns) -> None:
+        """Give a leaf what it needs before there is a process in it: limits, a deadline."""
+        if spec.cgroup:
+            self._domains.limit(leaf, spec.cgroup)
+        if until:
+            self._domains.fence(leaf, until, survives=spec.pidfile is not None)
+
+    def _fence_of(self, spec: DaemonSpec) -> Ns:
+        """Return when a daemon that is started now has to be gone, CLOCK_BOOTTIME; 0: never."""
+        if spec.legion is None or self._legions is None:
+            return 0
+        return self._legions.until_of(spec.legion)
 
     def _put_away(self, name: str, *, is_smart: bool) -> Leaf | None:
         """Make room for the next life of a daemon; return the leaf of the last if it is of use."""
@@ -588,6 +623,9 @@ class World:
         rung, role = self._domains.choose(spec, master)
         stdin = 0 if spec.stdin or master.daemons_honour_stdin else self._null_fd
         output, log_path = plan_output(spec, self._null_fd, self._logger)
+        environment = self._surroundings.environment
+        if spec.legion is not None and self._legions is not None:
+            environment = self._legions.adapt(spec, environment)
         plan = build_plan(
             spec.name,
             spec.command,
@@ -682,6 +720,10 @@ class World:
             self._answers.moved(name, state)
         if self._attending is not None:
             self._attending.moved(name, state)
+        if self._legions is not None:
+            legion = self._supervisor.legion_of(name)
+            if legion is not None:
+                self._legions.moved(legion)
 
     def kill(self, name: str, run: RunId) -> None:
         """SIGKILL everything of a daemon."""
@@ -750,6 +792,55 @@ class World:
             act(life)
         except OSError as error:
             self.say_line(f"{name}: {error}")
+
+    # Legions.
+
+    def _use_legions(self, spec: MasterSpec) -> None:
+        """Take the legions of a configuration; without any they cost nothing."""
+        if self._legions is None:
+            if not spec.legions:
+                return
+            from lowsuper.kernel.legion import Legions
+
+            self._legions = Legions(
+                self._loop,
+                self._spawner,
+                self._children,
+                self,
+                null_fd=self._null_fd,
+                limits=self._limits,
+            )
+        self._legions.use(spec)
+
+    @property
+    def legions(self) -> Mapping[str, View]:
+        """What is known of each legion."""
+        return {} if self._legions is None else self._legions.views
+
+    def post_master(self, event: MasterEvent) -> None:
+        """Queue an event for the master machine."""
+        if isinstance(event, LordChanged):
+            # What a daemon's environment says of the lord is made again.
+            for name, made in tuple(self._plans.items()):
+                if made[0].legion == event.legion:
+                    del self._plans[name]
+        self._supervisor.post(event)
+
+    def is_busy(self, legion: str) -> bool:
+        """Return whether anything of a legion's daemons may be there."""
+        return self._supervisor.has_any_of(legion)
+
+    def fence(self, legion: str, until: Ns) -> None:
+        """See that nothing of a legion's daemons is left at `until`, CLOCK_BOOTTIME."""
+        for name, life in self._lives.items():
+            if life.over or self._supervisor.legion_of(name) != legion:
+                continue
+            if not life.fence(until):
+                self._post_daemon(name, Halt("nothing can end it in time if this master dies"))
+
+    def hook_environment(self) -> Environment:
+        """Return the environment of hooks."""
+        return self._surroundings.environment
 
     # Hooks.
 
@@ -836,6 +927,7 @@ class World:
             self._serve_stats(spec)
         except KernelError as error:
             self.say_line(str(error))
+        self._use_legions(spec)
 
     def _serve_stats(self, spec: MasterSpec) -> None:
         """Serve statistics, if the configuration wants that."""

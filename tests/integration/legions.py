@@ -172,7 +172,8 @@ class Legion:
         for number, node in self.nodes.items():
             if pid in node.family():
                 return number
-        raise AssertionError(f"{pid} is of no node")
+        texts = "\n".join(node.text for node in self.nodes.values())
+        raise AssertionError(f"{pid} is of no node: {self.journal.lines}\n{texts}")
 
     def close(self) -> None:
         """End all nodes, and what a uWSGI leaves behind."""

@@ -120,4 +120,4 @@ def test_hooks_of_both(legion):
     for event in ("HOOK unlord", "HOOK death"):
         assert one.has_said(event), one.text
     for event in ("setup", "join", "node-joined"):
-        two.wait_output(f"HOOK {event}")
+        assert two.has_said(f"HOOK {event}"), two.text
