@@ -1,20 +1,24 @@
 """Who is the lord, where etcd elects: the decisions of one node in one legion, as plain values.
 
-There is one key for the lord of a legion. Who makes it, in a transaction that wants it not to be
-there, is the lord; it hangs on a lease of the node's, and goes away with it. A second key of each
-node, on the same lease, says that the node is there.
+There is one key for the lord of a legion. A node becomes the lord by writing it, in a transaction
+that wants it to be as it was seen before, and stays the lord by writing it again, in a transaction
+that wants it to be its own. A second key of each node, on a lease of etcd's, says that the node is
+there; nothing but hooks and preference rests on that.
 
 What makes two lords impossible, however requests are delayed, lost or answered late:
 
-1. etcd ends a lease no earlier than its `ttl` after it was kept alive, which is after the request
-   was sent. A lord's lease, as it is told to the master, ends `margin` before that; by then nothing
-   of its daemons is left.
-2. A lord deletes its key, and gives back its lease, only when the master has said that nothing of
-   the daemons is left. If that is not said the key runs out by itself.
-3. What is deleted is the key of one revision, so that a request that comes late deletes no key that
-   was made since. A lease that was given back is never used again.
-4. Requests that change or read keys are sent one after the other, and one that was not answered in
-   time is as good as lost: what it did is seen by the next look.
+1. A lord counts on its key for its `ttl`, less a margin, from when it *sent* what has written it.
+   That is the lease that the master is told; at its end nothing of the daemons is left.
+2. Another node writes the key of a lord only if it has not changed for the lord's `ttl` since it
+   was *seen* as it is, by the clock of the one that looks: so after the end of the lease.
+3. A lord deletes its key, which others then need not wait for, only when the master has said that
+   nothing of the daemons is left. If that is not said, the others wait.
+4. Each claim has a term of its own, and a request is for one term: what comes late, when the term
+   is over, changes nothing.
+
+The key of the lord is not on a lease of etcd's. How long such a lease lasts is the word of one
+server, the leader: one that was stuck (a slow disk is enough) may end leases that were kept alive
+all the time (etcd's issues 12528 and 15247). A transaction is the word of a majority.
 
 The valor is a preference: a lord steps down for a node with a higher one. All times are
 CLOCK_BOOTTIME in nanoseconds, which counts a suspend; no clock is compared with another node's.
@@ -24,16 +28,20 @@ from __future__ import annotations
 
 from lowsuper.legion import words
 from lowsuper.legion.claim_states import (
+    LANES,
     LIFE,
+    TITLE,
     WATCH,
     WORK,
     Ask,
+    Beat,
     Claim,
     Done,
     Failed,
     Flight,
     Grant,
     Granted,
+    Heartbeat,
     Holder,
     KeepAlive,
     Kept,
@@ -50,7 +58,7 @@ from lowsuper.legion.claim_states import (
     Stirred,
     Trouble,
     Watch,
-    Won,
+    Wrote,
 )
 from lowsuper.legion.states import (
     ENDED,
@@ -84,11 +92,7 @@ WATCH_PAUSE = Ns(SECOND)
 
 
 def margin(rules: Rules) -> Ns:
-    """Return how much a lease, as the master has it, ends before etcd may end it.
-
-    For clocks of different rates, and for an etcd that has lost its majority a moment ago and does
-    not know it yet: that takes it about a second.
-    """
+    """Return how much the lease ends before another may be the lord: for clocks, and for kills."""
     return max(SECOND, rules.ttl // 10)
 
 
@@ -151,8 +155,10 @@ def step(rules: Rules, node: Node, event: Event, now: Ns) -> Result:
             turn.resign("the master stops")
         case Woke():
             pass  # what there is to do is found below
-        case Kept():
-            turn.hear_kept(event)
+        case Wrote():
+            turn.hear_wrote(event)
+        case Heartbeat():
+            turn.hear_heartbeat(event)
         case _:
             turn.hear(event)
     turn.decide()
@@ -161,7 +167,9 @@ def step(rules: Rules, node: Node, event: Event, now: Ns) -> Result:
 
 def view(rules: Rules, node: Node, now: Ns) -> words.View:
     """Return what is shown of a legion."""
-    lord = "" if node.holder is None else node.holder.uuid
+    lord = who(node.holder)
+    if node.holder is not None and now >= node.changed + node.holder.ttl:
+        lord = ""
     if node.state in (LORD, RESIGNING):
         lord = rules.uuid
     elif lord == rules.uuid:
@@ -201,6 +209,11 @@ def _explain(rules: Rules, node: Node, now: Ns) -> str:
     return "an election is going on"
 
 
+def who(holder: Holder | None) -> str:
+    """Return the uuid of the lord; "": there is none, or it cannot be read."""
+    return "" if holder is None else holder.uuid
+
+
 class _Turn:
     """One step: what it has decided so far."""
 
@@ -220,21 +233,31 @@ class _Turn:
 
     # What etcd says.
 
-    def hear_kept(self, event: Kept) -> None:
-        """Take that a lease was kept alive. However late that is said, it was."""
+    def hear_wrote(self, event: Wrote) -> None:
+        """Take that the lord's key was written. However late that is said, it was."""
+        lane = self._lane_of(event.serial)
+        if lane is not None:
+            flight = getattr(self.node, lane)
+            self.node = self.node.replace(**{lane: None})
+            self._praise(flight)
+            self._note_revision(event.revision)
+            if isinstance(flight.request, Claim):
+                self._take_title(event.term, event.revision)
         node = self.node
-        if node.life is not None and node.life.serial == event.serial:
-            self._praise(node.life)
-            node = self.node = self.node.replace(life=None)
-        if event.lease != node.lease or not node.lease:
-            return
-        if not event.ttl:
-            self._bury_lease()
-        elif event.sent > node.proved:
-            ttl = min(event.ttl, self.rules.ttl)
-            self.node = node.replace(
-                proved=event.sent, ttl=ttl, renew=event.sent + pace(self.rules)
-            )
+        if event.term == node.term and event.sent > node.proved:
+            self.node = node.replace(proved=event.sent, beat=event.sent + pace(self.rules))
+
+    def hear_heartbeat(self, event: Heartbeat) -> None:
+        """Take that the lord is there, as early as that can be known."""
+        node = self.node
+        is_news = event.holder.revision > node.revision
+        if is_news and node.watch is not None and node.watch.serial == event.serial:
+            self._note_revision(event.holder.revision)
+            self._meet(event.holder)
+
+    def _note_revision(self, revision: int) -> None:
+        """What was true before that revision is no news any more."""
+        self.node = self.node.replace(revision=max(revision, self.node.revision))
 
     def hear(self, event: Answer) -> None:
         """Take an answer to a request that is still waited for."""
@@ -251,10 +274,11 @@ class _Turn:
         self._praise(flight)
         match event:
             case Granted():
-                self._take_lease(flight, event)
-            case Won():
-                self.node = self.node.replace(title=event.revision, free=-1, look=self.now)
+                self._take_lease(flight, event.lease)
+            case Kept():
+                self._keep_lease(flight, event)
             case Lost():
+                self._note_revision(0 if event.holder is None else event.holder.revision)
                 self._meet(event.holder)
                 self.node = self.node.replace(look=self.now)
             case Saw():
@@ -267,21 +291,32 @@ class _Turn:
                 raise AssertionError(f"not handled: {event!r}")
 
     def _lane_of(self, serial: int) -> str | None:
-        for lane in (LIFE, WORK, WATCH):
+        for lane in LANES:
             flight = getattr(self.node, lane)
             if flight is not None and flight.serial == serial:
                 return lane
         return None
 
-    def _take_lease(self, flight: Flight, event: Granted) -> None:
-        ttl = min(event.ttl, self.rules.ttl)
+    def _take_title(self, term: int, token: int) -> None:
+        """The lord's key is this node's. It is the lord once it knows for how long."""
         self.node = self.node.replace(
-            lease=event.lease,
-            ttl=ttl,
-            proved=flight.sent,
-            renew=flight.sent + pace(self.rules),
-            is_present=False,
+            term=term, token=token, proved=-1, beat=self.now, title=None, look=self.now
         )
+
+    def _take_lease(self, flight: Flight, lease: int) -> None:
+        renew = flight.sent + pace(self.rules)
+        self.node = self.node.replace(lease=lease, alive=flight.sent, renew=renew, is_present=False)
+
+    def _keep_lease(self, flight: Flight, event: Kept) -> None:
+        if event.is_alive:
+            renew = flight.sent + pace(self.rules)
+            self.node = self.node.replace(alive=flight.sent, renew=renew)
+        else:
+            self._bury_lease()
+
+    def _bury_lease(self) -> None:
+        """The lease is no more, and the key that hung on it is gone."""
+        self.node = self.node.replace(lease=0, is_present=False, life=None)
 
     def _finish(self, request: Request) -> None:
         """Take note that what was asked is done."""
@@ -289,21 +324,12 @@ class _Turn:
         match request:
             case Present():
                 self.node = node.replace(is_present=request.lease == node.lease, look=self.now)
-            case Release() if request.revision == node.dropped:
+            case Release() if request.term == node.dropped:
                 self.node = node.replace(dropped=0, look=self.now)
             case Revoke() if request.lease == node.revoke:
                 self.node = node.replace(revoke=0)
             case _:
                 pass
-
-    def _bury_lease(self) -> None:
-        """The lease is no more, and the keys that hung on it are gone: others may be the lord."""
-        node = self.node
-        self.node = node.replace(
-            lease=0, is_present=False, title=0, dropped=0, life=None, work=None, look=self.now
-        )
-        if node.title:
-            self.resign("etcd has ended its lease", self.now)
 
     def _see(self, flight: Flight, event: Saw) -> None:
         """Take what there is."""
@@ -311,41 +337,33 @@ class _Turn:
         own = next((m for m in event.members if m.uuid == self.rules.uuid), None)
         is_present = own is not None and own.lease == node.lease != 0
         self.node = node.replace(
-            looked=flight.sent,
-            look=flight.sent + pace(self.rules),
-            revision=event.revision,
-            is_present=is_present,
+            look=flight.sent + pace(self.rules), revision=event.revision, is_present=is_present
         )
         self._meet(event.holder)
         self._compare([m for m in event.members if m.uuid != self.rules.uuid])
+        self.node = self.node.replace(looked=flight.sent)
         if is_present and not self.node.joined:
             self.node = self.node.replace(joined=True)
             self.act(Occur("join"))
-        if self.node.title and (event.holder is None or event.holder.revision != self.node.title):
-            self.node = self.node.replace(title=0)
-            self.resign("somebody has deleted the key of its title", self.now)
 
     def _meet(self, holder: Holder | None) -> None:
-        """Take who the lord is."""
-        node = self.node
-        if node.holder != holder or node.looked < 0:
+        """Take who has the lord's key."""
+        node, rules = self.node, self.rules
+        if node.looked < 0 or who(node.holder) != who(holder):
             self.act(Show())
-        free = -1
-        if holder is None:
-            free = node.free if node.free >= 0 else self.now
+        changed = self.now if node.looked < 0 or node.holder != holder else node.changed
         shunned = node.shunned if holder is None else node.shunned - {holder.uuid}
-        dropped = node.dropped if holder is not None and holder.revision == node.dropped else 0
-        node = self.node = node.replace(holder=holder, free=free, shunned=shunned, dropped=dropped)
-        if (
-            holder is not None
-            and holder.uuid == self.rules.uuid
-            and holder.lease == node.lease != 0
-            and node.state == FOLLOWER
-            and not node.title
-            and not dropped
-        ):
-            # A request to be the lord that was given up was carried out all the same.
-            self.node = node.replace(title=holder.revision)
+        node = self.node = node.replace(holder=holder, changed=changed, shunned=shunned)
+        term = 0 if holder is None or holder.uuid != rules.uuid else holder.term
+        if node.dropped and term != node.dropped:
+            node = self.node = node.replace(dropped=0)
+        if node.term and term != node.term:
+            self.node = node.replace(term=0, title=None)
+            self.resign("the key of its title is not as it was written", self.now)
+        elif not node.term and term > node.lapsed and node.state == FOLLOWER:
+            # A claim that was given up was carried out all the same.
+            assert holder is not None, "it is this node"
+            self._take_title(term, holder.revision)
 
     def _compare(self, found: list[Member]) -> None:
         """Take who is there."""
@@ -468,7 +486,7 @@ class _Turn:
         self._ask()
 
     def _time_out(self) -> None:
-        for lane in (LIFE, WORK, WATCH):
+        for lane in LANES:
             flight = getattr(self.node, lane)
             if flight is not None and self.now >= flight.sent + flight.bound:
                 self.node = self.node.replace(**{lane: None})
@@ -476,9 +494,7 @@ class _Turn:
         if self.node.shunned and self.now >= self.node.shun:
             self.node = self.node.replace(shunned=frozenset())
         node = self.node
-        if node.revoke and self.now >= node.revoke_by:
-            self.node = node.replace(revoke=0)
-        if node.lease and node.state == FOLLOWER and self.now >= node.proved + 2 * self.rules.ttl:
+        if node.lease and self.now >= node.alive + 2 * self.rules.ttl:
             # No server knows it, or says so.
             self._bury_lease()
 
@@ -490,36 +506,41 @@ class _Turn:
         """Nothing of the daemons is left, or the guard has seen to it."""
         node = self.node
         self.act(Tell(f"this node is not the lord any more: {node.why}"), Occur("unlord"), Show())
-        orderly = not node.busy
-        self.node = node.replace(state=FOLLOWER, until=0, dropped=node.title, title=0)
-        if not orderly:
-            # Only time tells that nothing is left: the key has to run out.
-            self._forget_lease()
+        # If it is not sure that nothing is left, only time tells: the others have to wait.
+        dropped = 0 if node.busy else node.term
+        lapsed = node.term or node.lapsed
+        self.node = node.replace(
+            state=FOLLOWER, until=0, dropped=dropped, lapsed=lapsed, term=0, title=None, work=None
+        )
         if node.out and not node.quits:
             wait, suspended = "until the master answers", 0
             if node.out == "hook":
                 wait = f"for {format_duration(self.rules.suspension)}"
                 suspended = self.now + self.rules.suspension
-            self._leave(self.rules.ttl)
+            self._leave()
             self.node = self.node.replace(state=SUSPENDED, out="", suspended=suspended)
             self.act(Tell(f"this node keeps out of the legion {wait}"))
 
-    def _forget_lease(self) -> None:
-        """Use the lease no more; it runs out by itself."""
-        self.node = self.node.replace(
-            lease=0, is_present=False, title=0, dropped=0, life=None, work=None
-        )
-
-    def _leave(self, patience: Ns) -> None:
-        """Give the lease back, and with it all keys of this node."""
+    def _leave(self) -> None:
+        """Give the lease back, and with it the key of this node."""
         lease = self.node.lease
         if lease:
-            self._forget_lease()
-            self.node = self.node.replace(revoke=lease, revoke_by=self.now + patience)
+            self._bury_lease()
+            self.node = self.node.replace(revoke=lease, work=None)
 
     def _say_goodbye(self) -> None:
-        self._leave(GOODBYE)
-        if self.node.revoke:
+        """Delete what is this node's; if etcd does not answer it runs out."""
+        node = self.node
+        if not node.leave_by:
+            claim = None if node.work is None else node.work.request
+            term = claim.term if isinstance(claim, Claim) else node.term
+            if term:
+                # Its key, or about to be, but it was not the lord yet.
+                self.node = node.replace(dropped=term, lapsed=term, term=0, title=None, work=None)
+            self._leave()
+            self.node = self.node.replace(leave_by=self.now + GOODBYE)
+        node = self.node
+        if (node.revoke or node.dropped) and self.now < node.leave_by:
             self._ask()
             return
         self.act(Occur("death"))
@@ -527,19 +548,21 @@ class _Turn:
         self.act(Show(), End())
 
     def _find_until(self) -> Ns:
-        node = self.node
-        return node.proved + node.ttl - margin(self.rules)
+        """Return until when nobody else writes the key, less the margin."""
+        if self.node.proved < 0:
+            return -1
+        return self.node.proved + self.rules.ttl - margin(self.rules)
 
     def _rise(self) -> None:
         """Become the lord if the key is this node's, and it lasts."""
         node, rules = self.node, self.rules
         until = self._find_until()
-        if node.state != FOLLOWER or not node.title or until - rules.patience <= self.now:
+        if node.state != FOLLOWER or not node.term or until - rules.patience <= self.now:
             return
         self.node = node.replace(
             state=LORD, until=until, leased=until, busy=True, asked=self.now, why=""
         )
-        self.act(Tell("this node is the lord now"), Occur("lord"), Lease(until, node.title), Show())
+        self.act(Tell("this node is the lord now"), Occur("lord"), Lease(until, node.token), Show())
 
     def _stay(self) -> None:
         """Go on to be the lord, or not."""
@@ -552,7 +575,7 @@ class _Turn:
         if until > node.until:
             asked = node.asked or self.now
             self.node = node.replace(until=until, leased=until, busy=True, asked=asked)
-            self.act(Lease(until, node.title), Show())
+            self.act(Lease(until, node.token), Show())
 
     def _find_better(self, valor: int) -> Member | None:
         """Return who the title should be given to."""
@@ -573,71 +596,81 @@ class _Turn:
         """Send what there is to ask, one request of each lane at a time."""
         if self.now < self.node.pause:
             return
-        if self.node.life is None:
-            request = self._choose_life()
-            if request is not None:
-                self._send(LIFE, request)
-        if self.node.work is None:
-            request = self._choose_work()
-            if request is not None:
-                self._send(WORK, request)
+        for lane, choose in (
+            (TITLE, self._choose_title),
+            (LIFE, self._choose_life),
+            (WORK, self._choose_work),
+        ):
+            if getattr(self.node, lane) is None:
+                request = choose()
+                if request is not None:
+                    self._send(lane, request)
         node = self.node
         if node.watch is None and node.lease and node.looked >= 0 and self.now >= node.watch_at:
             self._send(WATCH, Watch(node.revision), WATCH_FOR)
 
+    def _choose_title(self) -> Request | None:
+        node = self.node
+        is_wanted = node.term and node.state in (FOLLOWER, LORD)
+        return Beat(node.term) if is_wanted and self.now >= node.beat else None
+
     def _choose_life(self) -> Request | None:
         node = self.node
-        if node.quits or node.state in (SUSPENDED, RESIGNING):
-            return None  # it may run out now
+        if node.state == SUSPENDED or node.leave_by:
+            return None
         if not node.lease:
             return Grant(-(-self.rules.ttl // SECOND))
         return KeepAlive(node.lease) if self.now >= node.renew else None
 
     def _choose_work(self) -> Request | None:
         node = self.node
+        if node.dropped:
+            return Release(node.dropped)
         if node.revoke:
             return Revoke(node.revoke)
         if not node.lease:
             return None
         request: Request | None = None
-        if node.dropped:
-            request = Release(node.dropped)
-        elif not node.is_present and node.state != RESIGNING:
+        if not node.is_present:
             request = Present(node.lease)
         elif self.now >= node.look:
             request = Look()
         elif self._may_claim() and self.now >= self._claim_at():
-            better = self._list_better()
-            if better:
-                shunned = node.shunned.union(m.uuid for m in better)
-                self.node = node.replace(shunned=shunned, shun=self.now + _shunning(self.rules))
-            request = Claim(node.lease)
+            request = self._claim()
         return request
+
+    def _claim(self) -> Claim:
+        better = self._list_better()
+        if better:
+            shunned = self.node.shunned.union(m.uuid for m in better)
+            self.node = self.node.replace(shunned=shunned, shun=self.now + _shunning(self.rules))
+        holder = self.node.holder
+        return Claim(self.node.serial + 1, 0 if holder is None else holder.revision)
 
     def _may_claim(self) -> bool:
         node, rules = self.node, self.rules
         return (
             rules.valor > 0
             and node.state == FOLLOWER
-            and node.free >= 0
-            and not node.title
+            and not node.quits
+            and not node.term
             and not node.dropped
-            and node.is_present
             and node.looked >= 0
-            and self._find_until() - rules.patience - bound(rules) > self.now
         )
 
     def _list_better(self) -> list[Member]:
         """Return who should be the lord rather than this node."""
         me = (self.rules.valor, self.rules.uuid)
-        members = self.node.members
-        return [m for m in members if (m.valor, m.uuid) > me and m.uuid not in self.node.shunned]
+        passed = self.node.shunned | {who(self.node.holder)}
+        return [m for m in self.node.members if (m.valor, m.uuid) > me and m.uuid not in passed]
 
     def _claim_at(self) -> Ns:
         """Return when it is this node's turn: each better one has some time to be first."""
+        node = self.node
+        free = node.changed + (0 if node.holder is None else node.holder.ttl)
         better = self._list_better()
         since = max((m.since for m in better), default=0)
-        return max(self.node.free, since) + len(better) * _grace(self.rules)
+        return max(free, since) + len(better) * _grace(self.rules)
 
     def _send(self, lane: str, request: Request, most: Ns = 0) -> None:
         node = self.node
@@ -648,9 +681,8 @@ class _Turn:
 
     def _next_wake(self) -> Ns:
         node, rules = self.node, self.rules
-        times = [
-            flight.sent + flight.bound for flight in (node.life, node.work, node.watch) if flight
-        ]
+        flights = [flight for lane in LANES if (flight := getattr(node, lane))]
+        times = [flight.sent + flight.bound for flight in flights]
         if node.state == LORD:
             times.append(node.until - rules.patience)
             times += [m.since + _settling(rules) for m in node.members if m.valor > rules.valor]
@@ -662,8 +694,10 @@ class _Turn:
             times.append(self._last_moment())
         elif node.state == SUSPENDED and node.suspended:
             times.append(node.suspended)
-        if node.revoke:
-            times.append(node.revoke_by)
+        if node.leave_by:
+            times.append(node.leave_by)
+        if node.term:
+            times.append(max(node.pause, node.beat))
         times.append(max(node.pause, node.renew))
         times.append(max(node.pause, node.look))
         if self._may_claim():

@@ -24,8 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lowsuper.units import Ns
 
-LIFE, WORK, WATCH = "life", "work", "watch"
-"""What requests are for: the lease; the keys; to hear of a change before the next look."""
+TITLE, LIFE, WORK, WATCH = LANES = ("title", "life", "work", "watch")
+"""What requests are for: to stay the lord; the lease; other keys; to hear of changes at once."""
 
 
 class Rules(Record):
@@ -57,8 +57,9 @@ class Holder(Record):
     """Who has the lord's key."""
 
     uuid: str  # "": it cannot be read
-    revision: int  # in which the key was made
-    lease: int
+    term: int  # which of its claims this is
+    ttl: Ns  # how long it may count on the key after it has written it
+    revision: int  # in which it was last written
 
 
 # Requests.
@@ -83,15 +84,22 @@ class Present(Record):
 
 
 class Claim(Record):
-    """Make the lord's key, if there is none."""
+    """Write the lord's key, if it was last written in that revision; 0: if it is not there."""
 
-    lease: int
+    term: int
+    revision: int
+
+
+class Beat(Record):
+    """Write the lord's key again, if it is that of this term."""
+
+    term: int
 
 
 class Release(Record):
-    """Delete the lord's key, if it was made in that revision."""
+    """Delete the lord's key, if it is that of this term."""
 
-    revision: int
+    term: int
 
 
 class Look(Record):
@@ -99,7 +107,7 @@ class Look(Record):
 
 
 class Revoke(Record):
-    """Give a lease back, with all keys that hang on it."""
+    """Give a lease back, with the key that hangs on it."""
 
     lease: int
 
@@ -110,7 +118,7 @@ class Watch(Record):
     revision: int
 
 
-Request = Grant | KeepAlive | Present | Claim | Release | Look | Revoke | Watch
+Request = Grant | KeepAlive | Present | Claim | Beat | Release | Look | Revoke | Watch
 
 
 class Flight(Record):
@@ -138,28 +146,32 @@ class Node(Record):
     server: int = 0  # that is asked
     fails: int = 0  # requests that have failed since one was answered
     pause: Ns = 0  # nothing is asked before then
+    title: Flight | None = None
     life: Flight | None = None
     work: Flight | None = None
     watch: Flight | None = None
     watch_at: Ns = 0  # not before
     troubles: tuple[Trouble | None, ...] = ()  # of each server
     lease: int = 0  # 0: none
-    ttl: Ns = 0  # of it
-    proved: Ns = 0  # when the newest request was sent that shows it to be alive
+    alive: Ns = 0  # when the newest request was sent that shows it to be alive
     renew: Ns = 0  # when it is to be kept alive
     is_present: bool = False  # the key of this node hangs on it
-    revoke: int = 0  # a lease that is to be given back...
-    revoke_by: Ns = 0  # ...until then
+    revoke: int = 0  # a lease that is to be given back
+    leave_by: Ns = 0  # when it leaves without having given back what it has
     look: Ns = 0  # when to look
     looked: Ns = -1  # when the last look that was answered was sent; -1: never
     revision: int = 0  # of that look
     holder: Holder | None = None
-    free: Ns = -1  # since when there has been no lord; -1: there is one
+    changed: Ns = 0  # when it was seen that the holder, or its revision, is another
     members: tuple[Member, ...] = ()  # the others
     shunned: frozenset[str] = frozenset()  # who had the chance to be the lord, and did not take it
     shun: Ns = 0  # until then
-    title: int = 0  # revision of the lord's key if it is this node's; 0: it is not
-    dropped: int = 0  # revision of a lord's key of this node that is to be deleted
+    term: int = 0  # of the lord's key if it is this node's; 0: it is not
+    token: int = 0  # of that term
+    lapsed: int = 0  # the last term that this node counts on no more
+    dropped: int = 0  # a term whose key is to be deleted
+    proved: Ns = -1  # when the newest request was sent that has written the key; -1: none
+    beat: Ns = 0  # when it is to be written again
     until: Ns = 0  # when nothing of the daemons may be left: of the last lease, or earlier
     leased: Ns = 0  # of the last lease
     busy: bool = False  # daemons may be running
@@ -175,20 +187,17 @@ class Node(Record):
 
 
 class Granted(Record):
-    """There is a lease, for `ttl` at least from when it was asked for."""
+    """There is a lease."""
 
     serial: int
     lease: int
-    ttl: Ns
 
 
 class Kept(Record):
-    """A lease was kept alive by a request that was sent then; a `ttl` of 0: it is no more."""
+    """A lease was kept alive."""
 
     serial: int
-    sent: Ns
-    lease: int
-    ttl: Ns
+    is_alive: bool  # else it is no more
 
 
 class Done(Record):
@@ -197,18 +206,20 @@ class Done(Record):
     serial: int
 
 
-class Won(Record):
-    """The lord's key was made, in that revision."""
+class Wrote(Record):
+    """The lord's key was written, by the claim or the beat of that term, sent then."""
 
     serial: int
+    term: int
+    sent: Ns
     revision: int
 
 
 class Lost(Record):
-    """Another has the lord's key."""
+    """The lord's key is not what was expected, and was not written; what it is."""
 
     serial: int
-    holder: Holder
+    holder: Holder | None
 
 
 class Saw(Record):
@@ -220,8 +231,15 @@ class Saw(Record):
     members: tuple[Member, ...]  # this node, too
 
 
+class Heartbeat(Record):
+    """The lord's key was written again; the watch goes on."""
+
+    serial: int
+    holder: Holder
+
+
 class Stirred(Record):
-    """A key has changed, or it was watched long enough."""
+    """Another key has changed, or it was watched long enough."""
 
     serial: int
 
@@ -234,7 +252,7 @@ class Failed(Record):
     lease: int = 0  # a lease that is no more
 
 
-Answer = Granted | Kept | Done | Won | Lost | Saw | Stirred | Failed
+Answer = Granted | Kept | Done | Wrote | Lost | Saw | Heartbeat | Stirred | Failed
 Event = Begin | Woke | Busy | HookFailed | Quit | Answer
 
 # Actions, besides those of `states`.

@@ -56,17 +56,16 @@ def make_rules(legion: Legion, name: str, patience: Ns) -> Rules:
 class Worker:
     """A thread that makes one request after the other."""
 
-    def __init__(self, gateway: Gateway, answers: deque[Answer], bell: int) -> None:
+    def __init__(self, gateway: Gateway, put: Callable[[Answer], None]) -> None:
         """Start it.
 
         Args:
             gateway: its own, which it closes.
-            answers: where it puts them.
-            bell: an eventfd to write to then.
+            put: is given the answers, in the thread.
         """
         self.is_idle = True
         self._requests: SimpleQueue[Flight | None] = SimpleQueue()
-        self._gateway, self._answers, self._bell = gateway, answers, bell
+        self._gateway, self._put = gateway, put
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -91,8 +90,7 @@ class Worker:
                 break
             answer = self._gateway.carry_out(flight)
             self.is_idle = True
-            self._answers.append(answer)
-            os.eventfd_write(self._bell, 1)
+            self._put(answer)
         self._gateway.close()
 
 
@@ -131,7 +129,7 @@ class EtcdLegion:
         self._node = claim_states.Node()
         self._access = gateway.Access(legion.etcd)
         self._make_gateway: Callable[[], Gateway] = lambda: gateway.Gateway(
-            self._access, self._rules, legion.scroll_max_size
+            self._access, self._rules, legion.scroll_max_size, self._put
         )
         self._has_begun = False
         self._wake = self._show_at = self._shown = Ns(0)
@@ -238,12 +236,16 @@ class EtcdLegion:
             if len(self._left) + len(self._lanes) >= most:
                 self._refuse(ask.flight)
                 return
-            worker = self._lanes[ask.lane] = Worker(self._make_gateway(), self._answers, self._bell)
+            worker = self._lanes[ask.lane] = Worker(self._make_gateway(), self._put)
         worker.send(ask.flight)
 
     def _refuse(self, flight: Flight) -> None:
         why = "is not asked: too many requests have no answer yet"
-        self._answers.append(claim_states.Failed(flight.serial, why))
+        self._put(claim_states.Failed(flight.serial, why))
+
+    def _put(self, answer: Answer) -> None:
+        """Leave an answer for `take`; from any thread."""
+        self._answers.append(answer)
         os.eventfd_write(self._bell, 1)
 
     def _describe(self, member: claim_states.Member | None) -> words.Node:

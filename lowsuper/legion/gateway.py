@@ -1,9 +1,8 @@
 """What a legion asks of etcd, over etcd's JSON gateway, by way of the library `etcd3gw`.
 
 One HTTP request for each request of `claim`; it blocks, and is made in a thread of its own. Of
-etcd3gw its plain `post` is used where what it offers for a purpose leaves out what counts here: the
-`ttl` that was granted, a bound of the time that a watch may take. The paths are those of etcd 3.4
-and later. See etcd's api_grpc_gateway.
+etcd3gw its plain `post` is used: what it offers for a purpose has no bound for the time that a
+watch may take. The paths are those of etcd 3.4 and later; see its documents, "gRPC gateway".
 """
 
 from __future__ import annotations
@@ -23,11 +22,13 @@ from lowsuper import wire
 from lowsuper.errors import KernelError
 from lowsuper.legion.claim import bound
 from lowsuper.legion.claim_states import (
+    Beat,
     Claim,
     Done,
     Failed,
     Grant,
     Granted,
+    Heartbeat,
     Holder,
     KeepAlive,
     Kept,
@@ -40,24 +41,26 @@ from lowsuper.legion.claim_states import (
     Saw,
     Stirred,
     Watch,
-    Won,
+    Wrote,
 )
 from lowsuper.units import SECOND, Ns, format_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from lowsuper.legion.claim_states import Answer, Flight, Rules
     from lowsuper.model import Etcd
 
 MOST_MEMBERS = 1024
+MOST_TTL = Ns(600 * SECOND)
 MOST_NAME = 256
 MOST_TEXT = 200  # of what etcd says of an error
 
 _LEASE_GONE = "requested lease not found"
 _NO_AUTH = "authentication is not enabled"
+_NAMED = "CommonName of client"
 _OLD_TOKENS = ("invalid auth token", "revision of auth store is old")
 
 
@@ -137,17 +140,21 @@ def find_prefix(legion: str) -> bytes:
 
 
 class Gateway:
-    """The connections of one thread. No method raises; all answers are those of `claim`."""
+    """The connections of one thread. All answers are those of `claim`."""
 
-    def __init__(self, access: Access, rules: Rules, most_scroll: int) -> None:
+    def __init__(
+        self, access: Access, rules: Rules, most_scroll: int, emit: Callable[[Answer], None]
+    ) -> None:
         """Make no connection yet.
 
         Args:
             access: shared with other threads.
             rules: of the legion.
             most_scroll: bytes of a scroll; a longer one of another node is left out.
+            emit: is given what is heard while a watch goes on.
         """
         self._access, self._rules, self._most_scroll = access, rules, most_scroll
+        self._emit = emit
         self._prefix = find_prefix(rules.legion)
         self._clients: dict[int, Etcd3Client] = {}
 
@@ -241,11 +248,11 @@ class Gateway:
             case Grant(ttl=ttl):
                 answer = self._post(client, "lease/grant", {"TTL": ttl, "ID": 0})
                 self._access.cluster = answer["header"]["cluster_id"]
-                return Granted(serial, int(answer["ID"]), Ns(int(answer["TTL"]) * SECOND))
+                return Granted(serial, int(answer["ID"]))
             case KeepAlive(lease=lease):
-                return self._keep_alive(client, flight, lease)
-            case Claim(lease=lease):
-                return self._claim(client, serial, lease)
+                return self._keep_alive(client, serial, lease)
+            case Claim() | Beat():
+                return self._write(client, flight, request)
             case Look():
                 return self._look(client, serial)
             case Watch(revision=revision):
@@ -254,50 +261,74 @@ class Gateway:
                 self._change(client, request)
                 return Done(serial)
 
-    def _keep_alive(self, client: Etcd3Client, flight: Flight, lease: int) -> Answer:
+    def _keep_alive(self, client: Etcd3Client, serial: int, lease: int) -> Answer:
         answer = self._post(client, "lease/keepalive", {"ID": lease})
         if "result" not in answer:
             raise AnswerError(f"says: {clean(str(answer['error']['message']))}")
         result = answer["result"]
         self._check(result["header"])
-        return Kept(flight.serial, flight.sent, lease, Ns(int(result.get("TTL", 0)) * SECOND))
+        return Kept(serial, int(result.get("TTL", 0)) > 0)
 
     def _change(self, client: Etcd3Client, request: Present | Release | Revoke) -> None:
         rules = self._rules
         match request:
             case Present(lease=lease):
                 value = {"name": rules.name, "valor": rules.valor, "scroll": rules.scroll}
-                key = b"nodes/" + rules.uuid.encode()
-                answer = self._post(client, "kv/put", self._put(key, value, lease))
-            case Release(revision=revision):
-                key64 = encode64(self._prefix + b"lord")
-                compare = make_compare(key64, revision)
-                delete = {"request_delete_range": {"key": key64}}
-                body = {"compare": [compare], "success": [delete], "failure": []}
+                key = encode64(self._prefix + b"nodes/" + rules.uuid.encode())
+                body = {"key": key, "value": encode64(wire.encode(value).encode()), "lease": lease}
+                answer = self._post(client, "kv/put", body)
+            case Release(term=term):
+                delete = {"request_delete_range": {"key": self._lord}}
+                body = {
+                    "compare": [self._compare_value(term)],
+                    "success": [delete],
+                    "failure": [],
+                }
                 answer = self._post(client, "kv/txn", body)
             case Revoke(lease=lease):
                 answer = self._post(client, "lease/revoke", {"ID": lease})
         self._check(answer["header"])
 
-    def _put(self, key: bytes, value: dict[str, object], lease: int) -> dict[str, object]:
-        text = wire.encode(value).encode()
-        return {"key": encode64(self._prefix + key), "value": encode64(text), "lease": lease}
+    @property
+    def _lord(self) -> str:
+        return encode64(self._prefix + b"lord")
 
-    def _claim(self, client: Etcd3Client, serial: int, lease: int) -> Answer:
+    def _title(self, term: int) -> str:
+        """Return the value of the lord's key: of each term another one, and always the same."""
         rules = self._rules
-        value = {"uuid": rules.uuid, "name": rules.name, "valor": rules.valor}
-        put = self._put(b"lord", value, lease)
-        key = str(put["key"])
+        value = {
+            "uuid": rules.uuid,
+            "term": term,
+            "ttl": rules.ttl,
+            "name": rules.name,
+            "valor": rules.valor,
+        }
+        return encode64(wire.encode(value).encode())
+
+    def _compare_value(self, term: int) -> dict[str, object]:
+        """Return what is true if the lord's key is that of a term of this node."""
+        value = self._title(term)
+        return {"key": self._lord, "result": "EQUAL", "target": "VALUE", "value": value}
+
+    def _write(self, client: Etcd3Client, flight: Flight, request: Claim | Beat) -> Answer:
+        key, term = self._lord, request.term
+        compare = self._compare_value(term)
+        if isinstance(request, Claim):
+            # A key that is not there was last written in revision 0.
+            compare = {"key": key, "result": "EQUAL", "target": "MOD"}
+            compare["mod_revision"] = request.revision
         body = {
-            "compare": [make_compare(key, 0)],
-            "success": [{"request_put": put}],
+            "compare": [compare],
+            "success": [{"request_put": {"key": key, "value": self._title(term)}}],
             "failure": [{"request_range": {"key": key}}],
         }
         answer = self._post(client, "kv/txn", body)
         self._check(answer["header"])
         if answer.get("succeeded"):
-            return Won(serial, int(answer["header"]["revision"]))
-        return Lost(serial, read_holder(answer["responses"][0]["response_range"]["kvs"][0]))
+            revision = int(answer["header"]["revision"])
+            return Wrote(flight.serial, term, flight.sent, revision)
+        pairs = answer["responses"][0]["response_range"].get("kvs", ())
+        return Lost(flight.serial, read_holder(pairs[0]) if pairs else None)
 
     def _look(self, client: Etcd3Client, serial: int) -> Answer:
         end = self._prefix[:-1] + b"0"  # "0" follows "/"
@@ -336,9 +367,19 @@ class Gateway:
         for line in response.iter_lines():
             said = wire.decode(line.decode()) if line else {}
             result = said.get("result", {})
-            if result.get("events") or result.get("canceled") or "error" in said:
+            if result.get("canceled") or "error" in said:
                 return Stirred(flight.serial)
+            for event in result.get("events", ()):
+                if not self._is_beat(event):
+                    return Stirred(flight.serial)
+                self._emit(Heartbeat(flight.serial, read_holder(event["kv"])))
         raise AnswerError("has ended the connection")
+
+    def _is_beat(self, event: dict[str, Any]) -> bool:
+        """Return whether somebody has written a lord's key that was there before."""
+        pair = event["kv"]
+        is_put = event.get("type", "PUT") == "PUT"
+        return is_put and pair["key"] == self._lord and int(pair.get("version", 1)) > 1
 
 
 def encode64(data: bytes) -> str:
@@ -346,21 +387,18 @@ def encode64(data: bytes) -> str:
     return b64encode(data).decode()
 
 
-def make_compare(key: str, revision: int) -> dict[str, object]:
-    """Return what is true if the key was made in that revision; 0: if it is not there."""
-    return {"key": key, "result": "EQUAL", "target": "CREATE", "create_revision": revision}
-
-
 def read_holder(pair: dict[str, Any]) -> Holder:
     """Return who has the lord's key; whoever it is, it is somebody."""
+    revision = int(pair["mod_revision"])
     try:
         said = wire.decode(b64decode(pair.get("value", "")).decode())
-        uuid = said["uuid"]
+        uuid, term, ttl = said["uuid"], said["term"], said["ttl"]
     except (LookupError, ValueError, TypeError, RecursionError):
-        uuid = ""
-    if not isinstance(uuid, str) or len(uuid) > MOST_NAME:
-        uuid = ""
-    return Holder(uuid, int(pair["create_revision"]), int(pair.get("lease", 0)))
+        return Holder("", 0, MOST_TTL, revision)
+    is_good = isinstance(uuid, str) and type(term) is int and type(ttl) is int
+    if not is_good or len(uuid) > MOST_NAME or not 0 <= ttl <= MOST_TTL:
+        return Holder("", 0, MOST_TTL, revision)
+    return Holder(uuid, term, ttl, revision)
 
 
 def read_member(uuid: bytes, pair: dict[str, Any], most_scroll: int) -> Member | None:
@@ -414,6 +452,9 @@ def explain(error: BaseException, limit: Ns) -> str:
         return f"did not answer in {format_duration(limit)}"
     text = next(filter(None, map(_explain_cause, causes)), "")
     said = clean(find_said(error))
+    if _NAMED in said:
+        # See etcd's security advisory GHSA-h8g9-6gvh-5mrc.
+        return "takes no certificate with a common name where there are users: make one without"
     if text or said:
         return text or f"says: {said}"
     if isinstance(error, ConnectionFailedError | requests.ConnectionError):
