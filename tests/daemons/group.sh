@@ -1,5 +1,6 @@
 #!/bin/sh
 # Has a child in its process group that says when it gets SIGTERM.
+trap 'wait; exit' TERM
 sh -c '
   trap "echo child got it; exit" TERM
   echo "settled group"
@@ -8,7 +9,6 @@ sh -c '
     wait
   done
 ' &
-trap 'wait; exit' TERM
 while :; do
   wait
 done

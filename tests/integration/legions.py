@@ -19,6 +19,8 @@ from masters import DEADLINE, Master, Masters, children_of, kill_all, need
 from wires import MULTICAST, Wire
 
 SOLE = Path(__file__).with_name("sole.py")
+DAEMON = Path(sys.executable).name
+"""The name that the daemon gets from its program."""
 PORT = 9191
 SECRET = "one secret for all that is long enough"
 FREQ, TOLERANCE = 1, 5

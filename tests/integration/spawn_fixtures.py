@@ -6,11 +6,13 @@ A plugin, named in tests/conftest.py; it imports the extension only when a test 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -138,8 +140,22 @@ def cgroup(cgroup_root: Path, request: pytest.FixtureRequest):
     Path(path, "cgroup.kill").write_text("1")
     for below in sorted((entry for entry in path.rglob("*") if entry.is_dir()), reverse=True):
         wait_until_empty(below)
-        below.rmdir()
-    path.rmdir()
+        remove_cgroup(below)
+    remove_cgroup(path)
+
+
+def remove_cgroup(path: Path) -> None:
+    """Remove an empty cgroup, which may be busy for a moment after its last process has ended."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            path.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+            select.select([], [], [], 0.01)
+        else:
+            return
 
 
 def wait_until_empty(path: Path) -> None:

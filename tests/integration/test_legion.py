@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from legions import FREQ, TOLERANCE, Legion, freeze, thaw
+from legions import DAEMON, FREQ, TOLERANCE, Legion, freeze, thaw
 from masters import RUNTIME, find_marked, needs_root, wait_gone
 from wires import Wire
 
@@ -39,7 +39,7 @@ def begin(legion, **options):
     for number in legion.wire.places:
         legion.start(number, valor=40 - 10 * number, **options)
     pid = legion.journal.wait(1)
-    legion.nodes[1].wait_started("python3")
+    legion.nodes[1].wait_started(DAEMON)
     return pid
 
 
@@ -183,7 +183,7 @@ def test_without_quorum_both_parts_of_a_network_have_a_lord(legion):
     begin(legion, quorum=0)
     legion.wire.isolate(1)
     legion.nodes[2].wait_line("this node is the lord now")
-    legion.nodes[2].wait_line("python3: pid .* exited with 9")  # `sole.py` when it is not alone
+    legion.nodes[2].wait_line(rf"{DAEMON}: pid .* exited with 9")  # `sole.py` when it is not alone
     assert legion.journal.pids
 
 
@@ -220,7 +220,7 @@ def test_secret_is_nowhere_to_be_seen(legion):
             assert secret not in Path(f"/proc/{pid}/{name}").read_bytes()
     for node in legion.nodes.values():
         node.expect_silence(secret.decode())
-    for verb in (["status", "--json"], ["legion", "--json"], ["why", "python3"]):
+    for verb in (["status", "--json"], ["legion", "--json"], ["why", DAEMON]):
         assert secret.decode() not in ask(legion, *verb)
 
 
@@ -263,6 +263,6 @@ def test_legion_is_shown(legion):
 
 def test_daemon_that_may_not_run_says_why(legion):
     legion.start(1)
-    assert "starts when this node is the lord of the legion l" in ask(legion, "why", "python3")
-    assert "this node is not the lord of the legion l" in ask(legion, "start", "python3")
+    assert "starts when this node is the lord of the legion l" in ask(legion, "why", DAEMON)
+    assert "this node is not the lord of the legion l" in ask(legion, "start", DAEMON)
     assert not legion.journal.pids

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from masters import DEADLINE, NOBODY, is_alive, needs_root, read_environ, wait_text
-from smart_tools import PYTHON
+from masters import DEADLINE, NOBODY, is_alive, name_of, needs_root, read_environ, wait_text
+from smart_tools import PYTHON, wait_until
 from steering import Client, socket_of
 
 SERVE = f"{PYTHON} {Path(__file__).with_name('serve.py')}"
@@ -145,7 +145,9 @@ def test_socket_belongs_to_the_user_of_its_daemon(open_masters):
 
 
 def environ_of(master, name: str = "web") -> dict[str, str]:
-    data = read_environ(str(master.pid_of(name)))
+    pid = master.pid_of(name)
+    wait_until(lambda: name_of(pid) == "sleep", f"{name} is still on its way to its exec")
+    data = read_environ(str(pid))
     return dict(each.decode().split("=", 1) for each in data.split(b"\0") if each)
 
 

@@ -210,15 +210,23 @@ def test_every_key_means_the_same_in_a_line_and_in_a_section(key):
         "log": "/var/log/x",
         "log_maxsize": "1m",
         "cgroup_cpu_max": "5000 20000",
+        "env": "A=b",
+        "listen": "127.0.0.1:80",
+        "legion": "l",
     }.get(key.names[0] if key.names[0].startswith(("rlimit_", "cgroup_")) else key.field, "1")
     for name in key.names:
         more = ",ready=pidfile" if name == "start_timeout" else ""
         more = ",log=/var/log/x" if name.startswith("log_") else more
         first = f"attach-daemon2 = cmd=x,name=x,pidfile=/p{more},{name}={value}\n"
-        line = read_all(f"[uwsgi]\n{first}attach-daemon2 = cmd=y,name=y\n")
+        top = (
+            "legion = l 127.0.0.1:4001 1 aes-256-cbc:0123456789abcdef0123456789abcdef\n"
+            if name == "legion"
+            else ""
+        )
+        line = read_all(f"[uwsgi]\n{top}{first}attach-daemon2 = cmd=y,name=y\n")
         more = more.replace(",", "\n")
         section = read_all(
-            f"[daemon:x]\ncommand = x\npidfile = /p{more}\n{name} = {value}\n"
+            f"[uwsgi]\n{top}[daemon:x]\ncommand = x\npidfile = /p{more}\n{name} = {value}\n"
             "[daemon:y]\ncommand = y\n"
         )
         one, other = line.daemons[0], section.daemons[0]

@@ -17,6 +17,8 @@ NEVER_IN_A_JAIL = {
     "kernel.lobby": "it is the process outside",
     "kernel.door": "it is the process outside",
     "stats": "a configuration with a jail and statistics is refused",
+    "kernel.fences": "a configuration with a jail and a legion is refused",
+    "kernel.legion": "a configuration with a jail and a legion is refused",
     "kernel.tail": "control clients are served outside",
     "kernel.logger": "a configuration with a jail and such a log is refused",
     "kernel.stats": "a configuration with a jail and statistics is refused",
