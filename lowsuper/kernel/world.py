@@ -623,7 +623,6 @@ class World:
         rung, role = self._domains.choose(spec, master)
         stdin = 0 if spec.stdin or master.daemons_honour_stdin else self._null_fd
         output, log_path = plan_output(spec, self._null_fd, self._logger)
-        environment = self._surroundings.environment
         if spec.legion is not None and self._legions is not None:
             environment = self._legions.adapt(spec, environment)
         plan = build_plan(
