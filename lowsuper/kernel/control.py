@@ -145,6 +145,8 @@ class Server:
     def accept(self, listener: _socket.socket) -> bool:
         """Let some clients in; return False where there are no descriptors for it just now."""
         for _ in range(ACCEPTS):
+            if self._is_about_to_have_room():
+                return True
             try:
                 # `_accept` is what socket.socket.accept is made of.
                 fd, _ = listener._accept()  # type: ignore[attr-defined]
@@ -169,6 +171,12 @@ class Server:
                 continue
             self.take(made, peer)
         return True
+
+    def _is_about_to_have_room(self) -> bool:
+        """Return whether it is full only of clients that are gone: the next turn drops them."""
+        if len(self._connections) < self._most - RESERVED:
+            return False
+        return any(mask & HANGUP for _, mask in self._epoll.poll(0, MOST))
 
     def _judge(self, peer: Peer) -> RequestError | None:
         """Return why somebody is not let in."""

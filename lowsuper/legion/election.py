@@ -538,10 +538,18 @@ class _Turn:
             self.resign("the other nodes do not hear it", self.now)
             return
         until = self._find_until(members)
-        if until >= node.until + rules.freq // 4:
+        if self._is_longer(until):
             asked = node.asked or self.now
             self.node = node.replace(until=until, leased=until, busy=True, asked=asked)
             self.act(Lease(until), Show())
+
+    def _is_longer(self, until: Ns) -> bool:
+        """Return whether a lease is worth to be told of.
+
+        This holds for the first of a new lord as well: what the last one left of its promises is
+        too little to run a daemon for.
+        """
+        return until >= self.node.leased + self.rules.freq // 4
 
     def _find_until(self, members: list[Member]) -> Ns:
         """Return when the promises of a quorum end, less the margin."""
@@ -571,7 +579,7 @@ class _Turn:
             self._warn(members)
             return
         until = self._find_until(members)
-        if until - rules.patience <= self.now:
+        if until - rules.patience <= self.now or not self._is_longer(until):
             return  # their echo of what is said now will do
         self.node = node.replace(
             state=LORD,

@@ -174,6 +174,8 @@ class Legion:
         for number, node in self.nodes.items():
             if pid in node.family():
                 return number
+        for node in self.nodes.values():
+            node.drain()
         texts = "\n".join(node.text for node in self.nodes.values())
         raise AssertionError(f"{pid} is of no node: {self.journal.lines}\n{texts}")
 
