@@ -22,13 +22,13 @@ example_packages='memcached redis-server'
 test_packages='procps curl strace uwsgi-core'  # uwsgi-core: tests compare with the original
 # The real programs that tests run, besides the examples' and what comes from PyPI.
 test_packages="$test_packages nginx postgresql systemd"  # systemd: systemd-notify; starts nothing
-test_packages="$test_packages busybox-static dropbear-bin mmdebstrap"
+test_packages="$test_packages busybox-static dropbear-bin mmdebstrap etcd-server"
 test_packages="$test_packages ruby-daemons ruby-delayed-job-active-record ruby-sqlite3"
 # Virtual machines of the tests: an emulator, and the first of these kernels that there is. It is
 # unpacked below the environment, and not installed.
 test_packages="$test_packages qemu-system-x86 zstd"
 test_kernels='linux-image-6.12-cloud-amd64 linux-image-cloud-amd64'
-services='memcached redis-server nginx postgresql'
+services='memcached redis-server nginx postgresql etcd'
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 venv=${LOWSUPER_VENV:-$root/.venv}
